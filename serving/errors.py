@@ -1,0 +1,44 @@
+"""Errors that a user of the client or of a server can meet.
+
+ServingError
+├── ImageError        this one image can't be used; others can
+└── ServerError       the server can't be reached, or refuses
+    ├── ServerUnavailable   no connection, time-out, or 503 after all retries
+    ├── ModelNotFound       wrong model name, version or signature
+    └── RequestRefused      any other answer that is not a result
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ImageError",
+    "ModelNotFound",
+    "RequestRefused",
+    "ServerError",
+    "ServerUnavailable",
+    "ServingError",
+]
+
+
+class ServingError(Exception):
+    """Base of all errors of this package; its text is one line meant for a person."""
+
+
+class ImageError(ServingError):
+    """An image that can't be used: unreadable, truncated, too small or too large."""
+
+
+class ServerError(ServingError):
+    """The server could not be asked, or its answer is not a result."""
+
+
+class ServerUnavailable(ServerError):
+    """No connection, a time-out, or 503 after all retries."""
+
+
+class ModelNotFound(ServerError):
+    """The server runs, but not this model, version or signature."""
+
+
+class RequestRefused(ServerError):
+    """The server answered with an error that trying again won't mend."""

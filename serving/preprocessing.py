@@ -1,0 +1,147 @@
+"""From an image file to the input of the model, once for training, evaluation and serving.
+
+A tile is read as grey, shrunk (never enlarged) until it fits the input of the model, and
+put into its top left corner; the rest is zero. Nothing is cropped. The exported SavedModel
+does the same with TensorFlow ops (`stages.export`); a test compares the two.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from serving.errors import ImageError
+
+__all__ = ["Placement", "letterbox", "open_image", "placement", "read_image", "to_gray"]
+
+MAX_PIXELS = 64_000_000
+"""Images with more pixels are refused from their header, before they are decoded."""
+
+MIN_SIDE = 8
+"""Images with a shorter side are refused: nothing on them could be a tile."""
+
+# The limit above is ours, stricter than Pillow's, and checked first.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tile lies within the input of the model: `[:height, :width]`, in pixels."""
+
+    height: int
+    width: int
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """Decodes an image file in any format that Pillow reads.
+
+    Args:
+        source: path of the file, or its bytes.
+
+    Returns:
+        The decoded image, in the mode of the file, its format still in `.format`.
+
+    Raises:
+        ImageError: if it is no image, truncated, empty, too small or too large.
+    """
+    data = source if isinstance(source, bytes) else _read_file(source)
+    if not data:
+        raise ImageError("file is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError("not an image, or in a format that Pillow can't read") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{width} x {height} pixels is over the limit of {MAX_PIXELS // 1_000_000} megapixels; "
+            "send one tile per image"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{width} x {height} pixels is too small for a tile; each side needs {MIN_SIDE} or more"
+        )
+    try:
+        image.load()
+    except Exception as error:  # Pillow's decoders raise what they like on damaged data
+        raise ImageError(f"image is truncated or damaged ({error})") from error
+    return image
+
+
+def to_gray(image: Image.Image) -> NDArray[np.uint8]:
+    """Turns a decoded image into grey levels, upright.
+
+    Colour becomes ITU-R 601-2 luma as Pillow computes it, 16 bits become their high byte,
+    transparency is ignored, and the EXIF orientation is applied.
+
+    Returns:
+        (H, W) uint8, 0-255.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _high_byte(np.asarray(upright))
+    return np.asarray(upright.convert("L"), dtype=np.uint8)
+
+
+def read_image(source: Path | bytes) -> NDArray[np.uint8]:
+    """Reads an image file as grey levels: `to_gray(open_image(source))`.
+
+    Returns:
+        (H, W) uint8, 0-255.
+
+    Raises:
+        ImageError: see `open_image`.
+    """
+    return to_gray(open_image(source))
+
+
+def placement(height: int, width: int, size: tuple[int, int]) -> Placement:
+    """Size of a tile of (height, width) pixels once it fits `size` (height, width)."""
+    scale = min(1.0, size[0] / height, size[1] / width)
+    return Placement(
+        min(size[0], max(1, int(height * scale + 0.5))),
+        min(size[1], max(1, int(width * scale + 0.5))),
+    )
+
+
+def letterbox(gray: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.float32], Placement]:
+    """Fits a tile into the input of the model.
+
+    Args:
+        gray: (H, W) uint8, 0-255.
+        size: (height, width) of the input, in pixels.
+
+    Returns:
+        The input, (height, width, 1) float32, 0-255, zero where there is no tile;
+        and where the tile lies in it.
+    """
+    place = placement(*gray.shape, size)
+    canvas = np.zeros((*size, 1), np.float32)
+    canvas[: place.height, : place.width, 0] = resize(gray.astype(np.float32), place)
+    return canvas, place
+
+
+def resize(plane: NDArray[np.float32], place: Placement) -> NDArray[np.float32]:
+    """Resizes (H, W) float32 to the size of `place`: bilinear, antialiased when it shrinks."""
+    if plane.shape == (place.height, place.width):
+        return plane
+    resized = Image.fromarray(plane).resize((place.width, place.height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror or error}") from error
+
+
+def _high_byte(levels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """16-bit levels to 8 bits as TensorFlow's PNG decoder does; wider ones are clipped first."""
+    clipped = np.clip(levels.astype(np.float64), 0, 65_535)
+    return (clipped.astype(np.uint16) >> 8).astype(np.uint8)

@@ -1,0 +1,225 @@
+"""Typed parameters of the stages, read from `params.yaml`; unknown keys and wrong types fail by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from stages.errors import StageError
+
+__all__ = [
+    "AugmentParams",
+    "DataLoadParams",
+    "DataSplitParams",
+    "EvaluateParams",
+    "ExportParams",
+    "Params",
+    "SyntheticParams",
+    "TrainParams",
+    "ValidateParams",
+    "load_params",
+]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _multiple_of_32(side: int) -> int:
+    if side % 32:
+        raise ValueError("must be a multiple of 32, the stride of the backbone")
+    return side
+
+
+Side = Annotated[int, Field(ge=32, le=2048), AfterValidator(_multiple_of_32)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SyntheticParams(Section):
+    """Size of the synthetic set, for `data_load.source: synthetic`.
+
+    Attributes:
+        tiles_per_class: tiles of each of the five defect classes.
+        good_tiles: tiles without a defect.
+        exposures: images of each tile.
+        height: mean height of an image, in pixels; images vary by about 15 %.
+        width: mean width of an image, in pixels.
+        seed: of the generator.
+    """
+
+    tiles_per_class: int = Field(ge=1, le=100_000)
+    good_tiles: int = Field(ge=0, le=1_000_000)
+    exposures: int = Field(ge=1, le=6)
+    height: int = Field(ge=32, le=4096)
+    width: int = Field(ge=32, le=4096)
+    seed: Seed
+
+
+class DataLoadParams(Section):
+    """Where the tiles come from.
+
+    Attributes:
+        source: https URL of a zip, path of a zip or a folder, or `synthetic`.
+        mask_threshold: a mask pixel is a defect if its grey level is above it, 0-254.
+    """
+
+    source: str = Field(min_length=1)
+    mask_threshold: int = Field(ge=0, le=254)
+    synthetic: SyntheticParams
+
+
+class DataSplitParams(Section):
+    """How the tiles are divided.
+
+    Attributes:
+        strategy: `grouped` keeps all images of a tile on one side, `random` does not.
+        test_fraction: share of the images.
+        val_fraction: share of the images.
+        seed: of the shuffle.
+    """
+
+    strategy: Literal["grouped", "random"]
+    test_fraction: float = Field(gt=0.0, lt=1.0)
+    val_fraction: float = Field(gt=0.0, lt=1.0)
+    seed: Seed
+
+
+class AugmentParams(Section):
+    """Strengths of the augmentation, 0 for off.
+
+    Attributes:
+        flip: whether to mirror, in both directions.
+        rotation: largest angle, as a share of a full turn.
+        shift: largest shift, as a share of the side.
+        zoom: largest change of size, as a share.
+        brightness: largest change, as a share of the range.
+        contrast: largest change of contrast, as a share.
+        noise: standard deviation, in grey levels.
+    """
+
+    flip: bool
+    rotation: float = Field(ge=0.0, le=0.5)
+    shift: float = Field(ge=0.0, lt=1.0)
+    zoom: float = Field(ge=0.0, lt=1.0)
+    brightness: Fraction
+    contrast: Fraction
+    noise: float = Field(ge=0.0, le=128.0)
+
+
+class TrainParams(Section):
+    """Model and training.
+
+    Attributes:
+        image_size: height and width of the model's input, in pixels, multiples of 32.
+        backbone: encoder of the UNet.
+        backbone_weights: `imagenet`, `none`, or the path of a weights file.
+        decoder_filters: channels of the decoder, from stride 16 down to stride 1.
+        frozen_epochs: epochs with a frozen backbone before all is trained; only with weights.
+        epochs: epochs at most, after the frozen ones.
+        patience: epochs without a better validation Dice until training stops.
+        batch_size: images per step.
+        learning_rate: peak, after warm-up; it falls to 0 along a cosine.
+        warmup_epochs: epochs over which the learning rate rises from 0.
+        weight_decay: of AdamW.
+        dice_weight: share of the Dice loss, the rest is focal cross-entropy.
+        focal_gamma: exponent of the focal cross-entropy, 0 for the plain one.
+        good_ratio: good images per defect image and epoch.
+        mixed_precision: float16 arithmetic where the device has it.
+        seed: of initial weights, order of images and augmentation.
+        augment: strengths of the augmentation.
+    """
+
+    image_size: tuple[Side, Side]
+    backbone: Literal["resnet18", "resnet34", "resnet50"]
+    backbone_weights: str = Field(min_length=1)
+    decoder_filters: tuple[int, int, int, int, int]
+    frozen_epochs: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    patience: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0.0)
+    warmup_epochs: int = Field(ge=0)
+    weight_decay: float = Field(ge=0.0)
+    dice_weight: Fraction
+    focal_gamma: float = Field(ge=0.0)
+    good_ratio: float = Field(ge=0.0)
+    mixed_precision: bool
+    seed: Seed
+    augment: AugmentParams
+
+
+class EvaluateParams(Section):
+    """Evaluation.
+
+    Attributes:
+        batch_size: images per prediction step.
+        component_overlap: share of a defect's pixels that must be found to count it as found.
+        overlays: number of worst images to draw.
+    """
+
+    batch_size: int = Field(ge=1)
+    component_overlap: float = Field(gt=0.0, le=1.0)
+    overlays: int = Field(ge=0)
+
+
+class ExportParams(Section):
+    """Export.
+
+    Attributes:
+        name: of the servable.
+        keep_versions: newest versions that stay in the folder.
+        warmup_batches: batch sizes of the warm-up requests.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    keep_versions: int = Field(ge=1)
+    warmup_batches: tuple[int, ...]
+
+
+class ValidateParams(Section):
+    """Tolerances between served and evaluated predictions.
+
+    Attributes:
+        max_mask_difference: share of a tile's pixels that may differ.
+        max_probability_difference: largest difference of a probability, in levels of 1/255.
+    """
+
+    max_mask_difference: Fraction
+    max_probability_difference: int = Field(ge=0, le=255)
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data_load: DataLoadParams
+    data_split: DataSplitParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    validate_: ValidateParams = Field(alias="validate")
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Reads and checks the parameters.
+
+    Raises:
+        StageError: names each unknown key, missing key and wrong value.
+    """
+    try:
+        values = YAML(typ="safe").load(path)
+    except FileNotFoundError as error:
+        raise StageError(f"no {path}; run from the root of the project") from error
+    except YAMLError as error:
+        raise StageError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise StageError("\n".join([f"{path} has {len(lines)} mistake(s):", *lines])) from error
