@@ -1,0 +1,37 @@
+# Everything a user runs. `make setup` needs Python 3.11-3.13 and a package registry, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements
+
+.PHONY: help setup test lint demo real clean
+
+help:  ## Lists the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Makes .venv with the pinned packages
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name one: make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.lock
+	@touch $@
+
+lint: setup  ## Checks style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## Runs all tests
+	$(BIN)/python -m pytest
+
+demo: setup  ## The whole way on synthetic tiles: data, training, export, server, defects found
+	$(BIN)/python -m scripts.demo
+
+real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
+	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
+		-S train.backbone=resnet18 -S train.backbone_weights=none
+
+clean:  ## Removes .venv and the demo
+	rm -rf $(VENV) demo

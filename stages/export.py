@@ -1,0 +1,253 @@
+"""Stage `export`: the trained model as a SavedModel that TensorFlow Serving loads as it is.
+
+The graph takes a tile's file to its mask: decoding, letterboxing, the network with its
+weights frozen to constants (so that Conv + BatchNorm + ReLU fuse), resizing back, threshold,
+PNG encoding. All of it is stock TensorFlow ops. `serving.preprocessing` and
+`serving.postprocessing` are the same steps in NumPy and Pillow; tests compare the two.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from serving.postprocessing import LABELS, threshold_level
+from stages.errors import StageError
+from stages.params import ExportParams
+
+__all__ = ["export", "export_saved_model", "latest_version"]
+
+log = logging.getLogger(__name__)
+
+# ITU-R 601-2 luma in Pillow's fixed-point form, so that both sides round alike.
+LUMA, LUMA_ROUND, LUMA_BITS = (19595, 38470, 7471), 0x8000, 16
+
+
+def export(
+    params: ExportParams,
+    info: dict[str, Any],
+    model_path: Path,
+    samples: Iterable[Path],
+    base_path: Path,
+) -> Path:
+    """Exports the trained model as the next version of the servable.
+
+    Args:
+        params: name, versions to keep, and batch sizes of the warm-up.
+        info: what to say of the model; needs `threshold`, gets the rest here.
+        model_path: `.keras` file that `train` wrote.
+        samples: image files for the warm-up requests.
+        base_path: folder of the versions.
+
+    Returns:
+        Folder of the new version.
+    """
+    if not model_path.exists():
+        raise StageError(f"no {model_path}; run `dvc repro train`")
+    model = keras.models.load_model(model_path, compile=False)
+    version = export_saved_model(
+        model,
+        {"name": params.name, **info},
+        base_path,
+        warmup=[path.read_bytes() for path in samples],
+        warmup_batches=params.warmup_batches,
+    )
+    for old in versions(base_path)[: -params.keep_versions]:
+        shutil.rmtree(base_path / str(old))
+    return version
+
+
+def export_saved_model(
+    model: keras.Model,
+    info: dict[str, Any],
+    base_path: Path,
+    *,
+    warmup: list[bytes] | None = None,
+    warmup_batches: Iterable[int] = (1,),
+) -> Path:
+    """Writes a model as a new version below `base_path`; a server that polls it never sees half.
+
+    Args:
+        model: (N, H, W, 1) float32, 0-255 -> (N, H, W, 1) probabilities; fixed H and W.
+        info: what to say of the model. `threshold` is required.
+        base_path: folder of the versions.
+        warmup: image files for warm-up requests.
+        warmup_batches: a request for each of these batch sizes.
+
+    Returns:
+        Folder of the new version: `base_path/<UTC time as an integer>`.
+    """
+    _, height, width, channels = model.input_shape
+    number = _next_version(base_path)
+    info = {
+        **info,
+        "version": number,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "input": {"height": height, "width": width, "channels": channels},
+        "preprocessing": "letterbox",
+        "labels": list(LABELS),
+        "tensorflow": tf.__version__,
+    }
+    base_path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the base path, not in it: on the same disk, and no server looks there.
+    with tempfile.TemporaryDirectory(prefix=f".{base_path.name}-", dir=base_path.parent) as scratch:
+        folder = Path(scratch) / str(number)
+        network = _freeze(model)
+        tf.saved_model.save(tf.Module(), str(folder), signatures=_signatures(network, (height, width), info))
+        extra = folder / "assets.extra"
+        extra.mkdir()
+        (extra / "model_info.json").write_text(json.dumps(info, indent=2, sort_keys=True) + "\n")
+        if warmup:
+            _write_warmup(extra / "tf_serving_warmup_requests", info, warmup, warmup_batches)
+        base_path.mkdir(exist_ok=True)
+        os.replace(folder, base_path / str(number))
+    return base_path / str(number)
+
+
+def versions(base_path: Path) -> list[int]:
+    """Version numbers below a folder, ascending."""
+    if not base_path.is_dir():
+        return []
+    return sorted(int(path.name) for path in base_path.iterdir() if path.name.isdecimal())
+
+
+def latest_version(base_path: Path) -> Path:
+    """Folder of the highest version.
+
+    Raises:
+        StageError: if there is none.
+    """
+    numbers = versions(base_path)
+    if not numbers:
+        raise StageError(f"no version below {base_path}; run `dvc repro export`")
+    return base_path / str(numbers[-1])
+
+
+def _next_version(base_path: Path) -> int:
+    """The UTC time as YYYYMMDDHHMMSS, or one more than the highest version if that is not less."""
+    now = int(datetime.now(UTC).strftime("%Y%m%d%H%M%S"))
+    return max([now, *(number + 1 for number in versions(base_path))])
+
+
+def _freeze(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The network as one function without variables."""
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")
+    concrete = tf.function(lambda images: model(images, training=False)).get_concrete_function(spec)
+    frozen = convert_variables_to_constants_v2(concrete)
+
+    def network(images: tf.Tensor) -> tf.Tensor:
+        result = frozen(images)
+        return tf.cast(result[0] if isinstance(result, list | tuple) else result, tf.float32)
+
+    return network
+
+
+def _signatures(
+    network: Callable[[tf.Tensor], tf.Tensor], size: tuple[int, int], info: dict[str, Any]
+) -> dict[str, Any]:
+    level = threshold_level(info["threshold"])
+    document = json.dumps(info, sort_keys=True)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *size, 1), tf.float32, name="images")])
+    def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"probabilities": network(images)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")])
+    def segment(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        specs = (
+            tf.TensorSpec((*size, 1), tf.float32),
+            tf.TensorSpec((2,), tf.int32),
+            tf.TensorSpec((2,), tf.int32),
+        )
+        images, tiles, places = tf.map_fn(
+            lambda data: _letterbox(_decode_gray(data), size), image_bytes, fn_output_signature=specs
+        )
+        answers = tf.map_fn(
+            lambda one: _answer(*one, level),
+            (network(images), tiles, places),
+            fn_output_signature=(tf.string, tf.string, tf.float32, tf.string),
+        )
+        return dict(zip(("mask_bytes", "probability_bytes", "score", "label"), answers, strict=True))
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="query")])
+    def model_info(query: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"model_info": tf.fill(tf.shape(query), document)}
+
+    return {"serving_default": serving_default, "segment": segment, "model_info": model_info}
+
+
+def _decode_gray(data: tf.Tensor) -> tf.Tensor:
+    """Bytes of an image file -> (H, W) int32 grey levels, as `serving.preprocessing.to_gray`."""
+    rgb = tf.cast(tf.io.decode_image(data, channels=3, expand_animations=False), tf.int32)
+    rgb = tf.ensure_shape(rgb, (None, None, 3))
+    return tf.bitwise.right_shift(tf.reduce_sum(rgb * LUMA, axis=-1) + LUMA_ROUND, LUMA_BITS)
+
+
+def _letterbox(gray: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(H, W) -> input (height, width, 1), tile size (2,), size within the input (2,)."""
+    tile = tf.shape(gray)
+    sides = tf.cast(tile, tf.float64)
+    scale = tf.minimum(tf.constant(1.0, tf.float64), tf.reduce_min(tf.constant(size, tf.float64) / sides))
+    place = tf.clip_by_value(tf.cast(sides * scale + 0.5, tf.int32), 1, size)
+    image = tf.image.resize(tf.cast(gray, tf.float32)[..., None], place, antialias=True)
+    padding = [[0, size[0] - place[0]], [0, size[1] - place[1]], [0, 0]]
+    return tf.ensure_shape(tf.pad(image, padding), (*size, 1)), tile, place
+
+
+def _answer(
+    probabilities: tf.Tensor, tile: tf.Tensor, place: tf.Tensor, level: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Probabilities (height, width, 1) of one tile -> mask PNG, probability PNG, score, label."""
+    resized = tf.image.resize(probabilities[: place[0], : place[1]], tile, antialias=True)
+    levels = tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, 1.0) * 255.0 + 0.5), tf.uint8)
+    found = levels >= tf.constant(level, tf.uint8)
+    score = tf.cast(tf.reduce_max(levels), tf.float32) / 255.0
+    label = tf.where(tf.reduce_any(found), LABELS[1], LABELS[0])
+    mask = tf.cast(found, tf.uint8) * tf.constant(255, tf.uint8)
+    return tf.io.encode_png(mask), tf.io.encode_png(levels), score, label
+
+
+def _write_warmup(path: Path, info: dict[str, Any], images: list[bytes], batches: Iterable[int]) -> None:
+    """Writes the requests that a server runs before it says that a version is available."""
+    size = info["input"]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for batch in batches:
+            files = [images[index % len(images)] for index in range(batch)]
+            tensors = np.zeros((batch, size["height"], size["width"], size["channels"]), np.float32)
+            requests = {"segment": ("image_bytes", files), "serving_default": ("images", tensors)}
+            for signature, (name, values) in requests.items():
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = info["name"]
+                request.model_spec.signature_name = signature
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+                entry = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
+                )
+                writer.write(entry.SerializeToString())
+
+
+def git_revision() -> str:
+    """The commit of the working tree, with `-dirty` if it has changes, or `unknown`."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,61 @@
+"""Fixtures shared by all tests: a servable whose answers are known, and a server for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+MODEL_NAME = "magnetic-tiles"
+DETECTOR_SIZE = (64, 64)
+DETECTOR_THRESHOLD = 0.5
+
+
+@pytest.fixture(scope="session")
+def servable_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base path with one version of a model that finds dark pixels: sigmoid((100 - grey) / 8).
+
+    It goes through the real export, so that its signatures are those of a trained model.
+    """
+    import keras
+    import numpy as np
+
+    from stages.export import export_saved_model
+
+    images = keras.Input((*DETECTOR_SIZE, 1))
+    output = keras.layers.Activation("sigmoid")(keras.layers.Rescaling(-1 / 8, offset=100 / 8)(images))
+    gray = np.full((40, 50), 200, np.uint8)
+    base_path = tmp_path_factory.mktemp("models") / MODEL_NAME
+    export_saved_model(
+        keras.Model(images, output),
+        {"name": MODEL_NAME, "threshold": DETECTOR_THRESHOLD},
+        base_path,
+        warmup=[_png(gray)],
+        warmup_batches=(1, 2),
+    )
+    return base_path
+
+
+@pytest.fixture(scope="session")
+def server_url(servable_path: Path) -> Iterator[str]:
+    """URL of a running embedded server for `servable_path`."""
+    from serving.up import running_server
+
+    with running_server(servable_path, MODEL_NAME, backend="embedded") as url:
+        yield url
+
+
+def _png(gray: object) -> bytes:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(gray)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,164 @@
+"""The exported SavedModel answers as the model and the shared pre- and postprocessing do."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorflow_serving.apis import prediction_log_pb2
+
+from serving.postprocessing import mask_at, probability_levels
+from serving.preprocessing import letterbox, read_image
+from stages.export import export_saved_model, latest_version, versions
+from tests.conftest import DETECTOR_SIZE, DETECTOR_THRESHOLD
+
+STOCK_SIZES = [(64, 64), (40, 50), (200, 90), (31, 333), (64, 10), (9, 8), (1, 1), (403, 632)]
+
+
+@pytest.fixture(scope="module")
+def signatures(servable_path: Path) -> Any:
+    return tf.saved_model.load(str(latest_version(servable_path))).signatures
+
+
+def encode(pixels: np.ndarray, image_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def smooth_tile(height: int, width: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 6), np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def expected_levels(gray: np.ndarray) -> np.ndarray:
+    image, place = letterbox(gray, DETECTOR_SIZE)
+    probabilities = (1 / (1 + np.exp(-(100 - image) / 8))).astype(np.float32)
+    return probability_levels(probabilities, place, *gray.shape)
+
+
+@pytest.mark.parametrize(("height", "width"), STOCK_SIZES)
+def test_segment_equals_the_shared_pre_and_postprocessing(signatures: Any, height: int, width: int) -> None:
+    gray = smooth_tile(height, width)
+
+    answer = signatures["segment"](image_bytes=tf.constant([encode(gray)]))
+
+    levels = np.asarray(Image.open(io.BytesIO(answer["probability_bytes"][0].numpy())))
+    mask = np.asarray(Image.open(io.BytesIO(answer["mask_bytes"][0].numpy())))
+    expected = expected_levels(gray)
+    assert levels.shape == mask.shape == gray.shape
+    assert np.abs(levels.astype(int) - expected.astype(int)).max() <= 1
+    assert np.array_equal(mask, mask_at(levels, DETECTOR_THRESHOLD))
+    assert answer["score"][0].numpy() == pytest.approx(levels.max() / 255)
+    assert answer["label"][0].numpy().decode() == ("defect" if mask.any() else "good")
+
+
+def test_segment_answers_a_batch_of_different_sizes_as_it_answers_each_alone(signatures: Any) -> None:
+    files = [encode(smooth_tile(h, w, seed)) for seed, (h, w) in enumerate(STOCK_SIZES)]
+
+    together = signatures["segment"](image_bytes=tf.constant(files))
+
+    for index, file in enumerate(files):
+        alone = signatures["segment"](image_bytes=tf.constant([file]))
+        for name, values in together.items():
+            assert values[index].numpy() == alone[name][0].numpy(), name
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
+def test_graph_and_pillow_read_the_same_grey_levels(signatures: Any, mode: str) -> None:
+    gray = smooth_tile(50, 44)
+    if mode == "I;16":
+        data = encode(gray.astype(np.uint16) * 256 + 77)
+    else:
+        colours = np.stack([gray, gray[::-1], gray[:, ::-1]], axis=-1)
+        buffer = io.BytesIO()
+        Image.fromarray(colours).convert(mode).save(buffer, "PNG")
+        data = buffer.getvalue()
+
+    answer = signatures["segment"](image_bytes=tf.constant([data]))
+
+    levels = np.asarray(Image.open(io.BytesIO(answer["probability_bytes"][0].numpy())))
+    expected = expected_levels(read_image(data))
+    assert np.abs(levels.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_jpeg_is_decoded_alike(signatures: Any) -> None:
+    data = encode(smooth_tile(90, 70), "JPEG")
+    answer = signatures["segment"](image_bytes=tf.constant([data]))
+    levels = np.asarray(Image.open(io.BytesIO(answer["probability_bytes"][0].numpy())))
+    # Decoders may differ by a grey level; the detector turns one into 8 levels at its steepest.
+    assert np.abs(levels.astype(int) - expected_levels(read_image(data)).astype(int)).max() <= 9
+
+
+def test_what_is_no_image_is_an_invalid_argument(signatures: Any) -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        signatures["segment"](image_bytes=tf.constant([b"no image"]))
+
+
+def test_model_info_comes_back_through_a_signature_and_a_file(signatures: Any, servable_path: Path) -> None:
+    document = signatures["model_info"](query=tf.constant(["", ""]))["model_info"].numpy()
+    folder = latest_version(servable_path)
+    info = json.loads(document[1])
+    assert info == json.loads((folder / "assets.extra" / "model_info.json").read_text())
+    assert info["threshold"] == DETECTOR_THRESHOLD
+    assert info["version"] == int(folder.name)
+    assert info["input"] == {"height": 64, "width": 64, "channels": 1}
+
+
+def test_weights_are_constants(servable_path: Path) -> None:
+    assert not list(tf.saved_model.load(str(latest_version(servable_path))).signatures["segment"].variables)
+
+
+def test_only_stock_operations_are_used(servable_path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString(
+        (latest_version(servable_path) / "saved_model.pb").read_bytes()
+    )
+    graph = saved.meta_graphs[0].graph_def
+    used = {node.op for node in graph.node} | {n.op for f in graph.library.function for n in f.node_def}
+    assert not {op for op in used if op.startswith(("Py", "EagerPy")) or "Xla" in op}
+    assert {"DecodeImage", "EncodePng"} <= used
+
+
+def test_warmup_requests_name_both_signatures(servable_path: Path) -> None:
+    records = tf.data.TFRecordDataset(
+        str(latest_version(servable_path) / "assets.extra" / "tf_serving_warmup_requests")
+    )
+    logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
+    requests = [entry.predict_log.request for entry in logs]
+    assert [request.model_spec.signature_name for request in requests] == ["segment", "serving_default"] * 2
+    assert {request.model_spec.name for request in requests} == {"magnetic-tiles"}
+
+
+def detector() -> keras.Model:
+    images = keras.Input((32, 32, 1))
+    return keras.Model(images, keras.layers.Rescaling(1 / 255)(images))
+
+
+def test_versions_ascend_even_within_a_second(tmp_path: Path) -> None:
+    first, second = (export_saved_model(detector(), {"threshold": 0.5}, tmp_path / "m") for _ in range(2))
+    assert int(first.name) < int(second.name)
+    assert latest_version(tmp_path / "m") == second
+
+
+def test_a_failing_export_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def full_disk(*_: object, **__: object) -> Callable[..., None]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stages.export._write_warmup", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_saved_model(detector(), {"threshold": 0.5}, tmp_path / "m", warmup=[b"x"])
+    assert versions(tmp_path / "m") == []
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["m"])
