@@ -79,7 +79,8 @@ def mask_at(levels: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
     Returns:
         (H, W) uint8: 255 where there is a defect, else 0.
     """
-    return np.where(levels >= threshold_level(threshold), np.uint8(255), np.uint8(0))
+    mask: NDArray[np.uint8] = np.where(levels >= threshold_level(threshold), np.uint8(255), np.uint8(0))
+    return mask
 
 
 def score(levels: NDArray[np.uint8]) -> float:
@@ -107,7 +108,7 @@ def find_defects(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> list[Def
     indices = np.arange(1, count + 1)
     areas = np.bincount(components.ravel())[1:]
     peaks = ndimage.maximum(levels, components, indices)
-    centroids = ndimage.center_of_mass(np.ones_like(mask), components, indices)
+    centroids = np.reshape(ndimage.center_of_mass(np.ones_like(mask), components, indices), (-1, 2))
     defects = [
         Defect(
             box=(across.start, down.start, across.stop - across.start, down.stop - down.start),

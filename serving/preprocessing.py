@@ -120,7 +120,8 @@ def letterbox(gray: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[n
         The input, (height, width, 1) float32, 0-255, zero where there is no tile;
         and where the tile lies in it.
     """
-    place = placement(*gray.shape, size)
+    height, width = gray.shape
+    place = placement(height, width, size)
     canvas = np.zeros((*size, 1), np.float32)
     canvas[: place.height, : place.width, 0] = resize(gray.astype(np.float32), place)
     return canvas, place

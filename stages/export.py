@@ -177,7 +177,7 @@ def _signatures(
             lambda data: _letterbox(_decode_gray(data), size), image_bytes, fn_output_signature=specs
         )
         answers = tf.map_fn(
-            lambda one: _answer(*one, level),
+            lambda one: _answer(one[0], one[1], one[2], level),
             (network(images), tiles, places),
             fn_output_signature=(tf.string, tf.string, tf.float32, tf.string),
         )

@@ -1,0 +1,85 @@
+"""Encoders of the UNet; the only place that knows where they and their weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+
+from stages.errors import StageError
+
+__all__ = ["build_backbone"]
+
+# The last layer at strides 4, 8, 16, 32; stride 2 is the stem.
+STEM = "conv1_relu"
+RESNET50_STAGES = ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out")
+
+# BatchNorm's usual 0.99 lags behind in runs of a few hundred steps.
+MOMENTUM = 0.9
+
+
+def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Model:
+    """Builds an encoder.
+
+    Args:
+        name: `resnet18`, `resnet34` (keras-cv) or `resnet50` (keras.applications).
+        weights: `imagenet` (resnet50 alone), `none`, or the path of a `.weights.h5` file
+            saved from this backbone.
+        size: height and width of the input, in pixels.
+
+    Returns:
+        A model from (N, H, W, 3) to five feature maps at strides 2, 4, 8, 16 and 32.
+
+    Raises:
+        StageError: if the weights can't be had.
+    """
+    if weights == "imagenet" and name != "resnet50":
+        raise StageError(
+            f"there are no ImageNet weights for {name}; set train.backbone=resnet50, or "
+            "train.backbone_weights=none or =<file.weights.h5>"
+        )
+    shape = (*size, 3)
+    model = _resnet50(weights, shape) if name == "resnet50" else _keras_cv_resnet(name, shape)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = MOMENTUM
+    if weights not in ("imagenet", "none"):
+        _load_file(model, Path(weights))
+    return model
+
+
+def _resnet50(weights: str, shape: tuple[int, int, int]) -> keras.Model:
+    try:
+        model = keras.applications.ResNet50(
+            include_top=False, weights="imagenet" if weights == "imagenet" else None, input_shape=shape
+        )
+    except Exception as error:  # keras wraps network errors in a bare Exception
+        if weights != "imagenet":
+            raise
+        raise StageError(
+            f"can't download the ImageNet weights of resnet50 ({error}). Without internet: set "
+            "train.backbone_weights=none or =<file.weights.h5>, or put the file named above "
+            "into ~/.keras/models/"
+        ) from error
+    outputs = [model.get_layer(layer).output for layer in (STEM, *RESNET50_STAGES)]
+    return keras.Model(model.input, outputs, name="resnet50")
+
+
+def _keras_cv_resnet(name: str, shape: tuple[int, int, int]) -> keras.Model:
+    import keras_cv
+
+    classes = {"resnet18": keras_cv.models.ResNet18Backbone, "resnet34": keras_cv.models.ResNet34Backbone}
+    model = classes[name](include_rescaling=False, input_shape=shape)
+    levels = [model.pyramid_level_inputs[f"P{level}"] for level in (2, 3, 4, 5)]
+    outputs = [model.get_layer(layer).output for layer in (STEM, *levels)]
+    # A plain functional model: a saved file then loads without keras-cv.
+    return keras.Model(model.input, outputs, name=name)
+
+
+def _load_file(model: keras.Model, path: Path) -> None:
+    if not path.is_file():
+        raise StageError(f"train.backbone_weights: no file {path}; use imagenet, none or a .weights.h5 file")
+    try:
+        model.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise StageError(f"train.backbone_weights: {path} does not fit {model.name}: {error}") from error

@@ -1,0 +1,164 @@
+"""Stage `data_split`: which tiles train, which choose (val) and which judge (test); only indices are written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from stages.errors import StageError, run_stage
+from stages.params import DataSplitParams, load_params
+from stages.tiles import CLASSES, Tile, read_tiles, write_tiles
+
+__all__ = ["data_split", "leaks", "split_grouped", "split_random"]
+
+log = logging.getLogger(__name__)
+
+SIDES = ("train", "val", "test")
+Split = dict[str, list[Tile]]
+
+
+def data_split(params: DataSplitParams, tiles: Sequence[Tile], out: Path) -> dict[str, Any]:
+    """Divides the tiles and writes `train.csv`, `val.csv`, `test.csv` and `summary.json`.
+
+    Args:
+        params: strategy, fractions of the images, seed.
+        tiles: rows of the index, in any order.
+        out: folder to write.
+
+    Returns:
+        The summary: images by side and class, tiles by side, and leaks between sides.
+
+    Raises:
+        StageError: if there are too few tiles, or a grouped split leaks.
+    """
+    if params.test_fraction + params.val_fraction >= 1:
+        raise StageError("data_split: test_fraction and val_fraction together must be below 1")
+    ordered = sorted(tiles, key=lambda tile: tile.image)
+    divide = split_grouped if params.strategy == "grouped" else split_random
+    sides = divide(params, ordered)
+    if empty := [side for side in SIDES if not sides[side]]:
+        raise StageError(
+            f"data_split: no image is left for {', '.join(empty)}; add tiles or change fractions"
+        )
+    summary = {"strategy": params.strategy, **_summary(sides), "leaks": leaks(sides)}
+    if params.strategy == "grouped" and any(summary["leaks"].values()):
+        raise StageError(
+            f"data_split: the grouped split leaks: {summary['leaks']}. Identical images under "
+            "different tile names? Give them one tile name"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for side in SIDES:
+        write_tiles(out / f"{side}.csv", sides[side])
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def split_random(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
+    """Images at random, stratified by class: the usual protocol, which leaks."""
+    classes = [tile.class_ for tile in tiles]
+    rest, test = _divide(range(len(tiles)), classes, params.test_fraction, params.seed)
+    share = params.val_fraction / (1 - params.test_fraction)
+    train, val = _divide(rest, classes, share, params.seed)
+    return {side: [tiles[i] for i in chosen] for side, chosen in zip(SIDES, (train, val, test), strict=True)}
+
+
+def split_grouped(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
+    """All images of a tile on one side, stratified by the class of the tile.
+
+    Within a class, tiles are shuffled, the largest first, and each goes to the side that is
+    furthest from its share of that class's images. A tile that is in several class folders
+    counts for its rarest class.
+    """
+    groups: dict[str, list[Tile]] = defaultdict(list)
+    for tile in tiles:
+        groups[tile.tile].append(tile)
+    frequency = Counter(tile.class_ for tile in tiles)
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name, members in groups.items():
+        by_class[min((t.class_ for t in members), key=lambda c: (frequency[c], c))].append(name)
+    shares = {
+        "test": params.test_fraction,
+        "val": params.val_fraction,
+        "train": 1 - params.test_fraction - params.val_fraction,
+    }
+    rng = np.random.default_rng(params.seed)
+    sides: Split = {side: [] for side in SIDES}
+    for class_ in sorted(by_class):
+        names = [by_class[class_][i] for i in rng.permutation(len(by_class[class_]))]
+        for side, chosen in _fill(names, groups, shares).items():
+            sides[side] += [tile for name in chosen for tile in groups[name]]
+    return sides
+
+
+def leaks(sides: Mapping[str, Sequence[Tile]]) -> dict[str, int]:
+    """What is on more than one side: tiles, identical images, and val or test images with a sibling in train."""
+    where: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for side, tiles in sides.items():
+        for tile in tiles:
+            where["tile", tile.tile].add(side)
+            where["image", tile.image_sha256].add(side)
+    trained = {tile.tile for tile in sides["train"]}
+    return {
+        "tiles_on_several_sides": sum(len(s) > 1 for (kind, _), s in where.items() if kind == "tile"),
+        "images_on_several_sides": sum(len(s) > 1 for (kind, _), s in where.items() if kind == "image"),
+        "val_images_with_sibling_in_train": sum(tile.tile in trained for tile in sides["val"]),
+        "test_images_with_sibling_in_train": sum(tile.tile in trained for tile in sides["test"]),
+    }
+
+
+def _divide(
+    chosen: Sequence[int], classes: Sequence[str], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    try:
+        return train_test_split(  # type: ignore[no-any-return]
+            list(chosen), test_size=fraction, random_state=seed, stratify=[classes[i] for i in chosen]
+        )
+    except ValueError as error:
+        raise StageError(f"data_split: too few images for these fractions: {error}") from error
+
+
+def _fill(
+    names: Sequence[str], groups: Mapping[str, Sequence[Tile]], shares: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Gives each tile to the side that lacks most of its share; the first ones, one to each side."""
+    total = sum(len(groups[name]) for name in names)
+    sides: dict[str, list[str]] = {side: [] for side in shares}
+    filled = dict.fromkeys(shares, 0)
+    for name in sorted(names, key=lambda name: -len(groups[name])):
+        # An empty side comes first, so that each class is on every side if it has three tiles.
+        side = max(
+            shares, key=lambda s: (not sides[s] and len(names) >= len(shares), shares[s] - filled[s] / total)
+        )
+        sides[side].append(name)
+        filled[side] += len(groups[name])
+    return sides
+
+
+def _summary(sides: Split) -> dict[str, Any]:
+    images = {side: Counter(tile.class_ for tile in sides[side]) for side in SIDES}
+    return {
+        "images": {side: {name: images[side][name] for name in CLASSES} for side in SIDES},
+        "tiles": {side: len({tile.tile for tile in sides[side]}) for side in SIDES},
+    }
+
+
+def main() -> None:
+    """Runs the stage on params.yaml."""
+    summary = data_split(
+        load_params().data_split, read_tiles(Path("data/tiles/tiles.csv")), Path("data/split")
+    )
+    for side in SIDES:
+        counts = ", ".join(f"{name} {count}" for name, count in summary["images"][side].items())
+        log.info("%-5s %3d tiles: %s", side, summary["tiles"][side], counts)
+    log.info("leaks: %s", summary["leaks"])
+
+
+if __name__ == "__main__":
+    run_stage(main)

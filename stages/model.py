@@ -1,0 +1,69 @@
+"""The network: a UNet over a ResNet, grey levels in, a defect probability for each pixel out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import layers
+
+from stages.backbones import build_backbone
+from stages.params import TrainParams
+
+__all__ = ["build_unet"]
+
+DEFECT_SHARE = 0.05
+"""Probability that an untrained network answers, so that it starts near the rare class's share."""
+
+IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+"""What keras.applications' ResNet50 subtracts from its input."""
+
+
+def build_unet(params: TrainParams) -> keras.Model:
+    """Builds the network with its initial or pretrained weights.
+
+    The decoder has skips from strides 16, 8, 4, 2 (the stem) and 1 (the input itself):
+    without the last two, thin defects can't be drawn and random weights don't learn.
+
+    Args:
+        params: size, backbone, weights and decoder.
+
+    Returns:
+        A model from `images` (N, H, W, 1) float32, 0-255, to (N, H, W, 1) float32, 0-1.
+        Its layer `backbone` can be frozen.
+
+    Raises:
+        StageError: if the weights of the backbone can't be had.
+    """
+    backbone = build_backbone(params.backbone, params.backbone_weights, params.image_size)
+    images = keras.Input((*params.image_size, 1), name="images")
+    colours = layers.Concatenate(name="colours")([images] * 3)
+    normalized = _normalization(params.backbone_weights)(colours)
+    stride2, stride4, stride8, stride16, stride32 = backbone(normalized)
+    fine = _conv(normalized, params.decoder_filters[-1], "input_skip")
+    x = stride32
+    skips = (stride16, stride8, stride4, stride2, fine)
+    for index, (skip, filters) in enumerate(zip(skips, params.decoder_filters, strict=True)):
+        name = f"decoder{index + 1}"
+        x = layers.UpSampling2D(interpolation="bilinear", name=f"{name}_up")(x)
+        x = layers.Concatenate(name=f"{name}_skip")([x, skip])
+        x = _conv(_conv(x, filters, f"{name}_a"), filters, f"{name}_b")
+    bias = keras.initializers.Constant(math.log(DEFECT_SHARE / (1 - DEFECT_SHARE)))
+    logits = layers.Conv2D(1, 1, bias_initializer=bias, dtype="float32", name="logits")(x)
+    probabilities = layers.Activation("sigmoid", dtype="float32", name="probabilities")(logits)
+    return keras.Model(images, probabilities, name="unet")
+
+
+def _normalization(weights: str) -> keras.Layer:
+    if weights == "imagenet":
+        return layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_MEAN_BGR], name="normalization")
+    return layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")
+
+
+def _conv(x: Any, filters: int, name: str) -> Any:
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(
+        x
+    )
+    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+    return layers.Activation("relu", name=f"{name}_relu")(x)

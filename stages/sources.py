@@ -1,0 +1,179 @@
+"""Where tiles come from: an https URL, a zip, or a folder, all read through one interface.
+
+Nothing is unpacked to disk; the members of a zip are checked before the first is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+from urllib3.util.retry import Retry
+
+from stages.errors import StageError
+
+__all__ = ["Source", "download", "open_source"]
+
+log = logging.getLogger(__name__)
+
+MAX_FILES = 1_000_000
+MAX_FILE_BYTES = 256 * 2**20
+MAX_RATIO = 200
+"""Uncompressed over compressed size of a member; photographs and masks stay far below it."""
+TIMEOUT = (10, 60)
+"""Seconds to connect, and between two pieces of the answer."""
+OFFLINE = "Without internet: `dvc exp run -S data_load.source=<zip or folder>`"
+
+
+class Source(Protocol):
+    """Files by their path within the source, with `/` between folders."""
+
+    def names(self) -> list[str]: ...
+    def read(self, name: str) -> bytes: ...
+
+
+class FolderSource:
+    """Files below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+
+class ZipSource:
+    """Files of a zip that has been checked: no path leads out of it, no member is a bomb."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path = path
+        self.archive = archive
+        problems = [problem for member in archive.infolist() for problem in _problems(member)]
+        if len(archive.infolist()) > MAX_FILES:
+            problems.insert(0, f"{len(archive.infolist())} files are more than {MAX_FILES}")
+        if problems:
+            shown = "\n".join(f"  {problem}" for problem in problems[:20])
+            raise StageError(f"{path} is refused, {len(problems)} of its members are unsafe:\n{shown}")
+
+    def names(self) -> list[str]:
+        return sorted(member.filename for member in self.archive.infolist() if not member.is_dir())
+
+    def read(self, name: str) -> bytes:
+        # zipfile stops at the size that the header states, and checks the CRC.
+        try:
+            return self.archive.read(name)
+        except (
+            zipfile.BadZipFile,
+            EOFError,
+            OSError,
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
+            raise StageError(f"{self.path} is damaged at {name}: {error}; get it again") from error
+
+
+def _problems(member: zipfile.ZipInfo) -> Iterator[str]:
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]:
+        yield f"{member.filename!r}: path leads out of the archive"
+    if (member.external_attr >> 16) & 0o170000 == 0o120000:
+        yield f"{member.filename!r}: is a link"
+    if member.file_size > MAX_FILE_BYTES or member.file_size > MAX_RATIO * max(member.compress_size, 1024):
+        yield f"{member.filename!r}: {member.file_size} bytes unpacked, {member.compress_size} packed"
+
+
+@contextmanager
+def open_source(source: str, cache: Path) -> Iterator[Source]:
+    """Opens a source of tiles.
+
+    Args:
+        source: https URL of a zip, path of a zip, or path of a folder.
+        cache: folder for downloads.
+
+    Raises:
+        StageError: if there is nothing usable.
+    """
+    if "://" in source:
+        path = download(source, cache)
+    else:
+        path = Path(source).expanduser()
+    if path.is_dir():
+        yield FolderSource(path)
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield ZipSource(path, archive)
+    except FileNotFoundError as error:
+        raise StageError(f"data_load.source: no such file or folder: {source}") from error
+    except zipfile.BadZipFile as error:
+        raise StageError(f"data_load.source: {path} is neither a folder nor a zip ({error})") from error
+
+
+def download(url: str, cache: Path) -> Path:
+    """Downloads a file with a progress bar, going on where an interrupted download stopped.
+
+    Returns:
+        Path of the complete file in `cache`, named for the URL. It is not asked for again.
+
+    Raises:
+        StageError: if the URL is not https, or can't be fetched.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise StageError(f"data_load.source: only https is allowed. Received: {url}")
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(parts.path).name or 'archive'}"
+    target, partial = cache / name, cache / f"{name}.part"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with requests.Session() as session:
+        retry = Retry(total=4, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))
+        session.mount(f"{parts.scheme}://", HTTPAdapter(max_retries=retry))
+        try:
+            _stream(session, url, partial)
+        except requests.RequestException as error:
+            raise StageError(f"can't download {url}: {error}. {OFFLINE}") from error
+    partial.replace(target)
+    return target
+
+
+def _stream(session: requests.Session, url: str, partial: Path) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    tag_path = partial.with_suffix(".etag")
+    headers = {}
+    # Only a strong validator proves that the rest belongs to what is here.
+    if have and tag_path.exists():
+        headers = {"Range": f"bytes={have}-", "If-Range": tag_path.read_text()}
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code != 206:
+            have = 0
+        answer.raise_for_status()
+        tag = answer.headers.get("ETag", "")
+        tag_path.unlink(missing_ok=True)
+        if tag and not tag.startswith("W/"):
+            tag_path.write_text(tag)
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length and "Content-Encoding" not in answer.headers else None
+        with (
+            partial.open("ab" if have else "wb") as file,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="download") as bar,
+        ):
+            for piece in answer.iter_content(2**18):
+                file.write(piece)
+                bar.update(len(piece))
+    if total is not None and partial.stat().st_size != total:
+        raise requests.ConnectionError(f"{partial.stat().st_size} of {total} bytes came; run again to go on")
+    tag_path.unlink(missing_ok=True)
