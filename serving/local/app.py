@@ -1,0 +1,180 @@
+"""HTTP side of the embedded server: paths, methods, limits and codes of TensorFlow Serving's REST API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.local.decode import decode_request, decode_tensors
+from serving.local.encode import encode_error, encode_tensors
+from serving.local.status import RequestError
+from serving.local.versions import Versions
+
+__all__ = ["make_app"]
+
+log = logging.getLogger(__name__)
+
+_VERSION = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
+_PREDICT = re.compile(
+    rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII
+)
+_STATUS = re.compile(
+    rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?:/(?P<metadata>metadata))?", re.IGNORECASE | re.ASCII
+)
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+_METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a path names."""
+
+    name: str
+    version: int | None
+    method: str
+
+
+def make_app(
+    models: Mapping[str, Versions],
+    executor: Executor,
+    *,
+    timeout_ms: int = 30_000,
+    max_body_bytes: int = 64 * 2**20,
+    cors: bool = False,
+) -> Starlette:
+    """Makes the ASGI application.
+
+    Args:
+        models: versions by the model's name.
+        executor: threads that parse, run the graph and write JSON, so that the event loop never waits.
+        timeout_ms: limit of one run of the graph, and of receiving one body.
+        max_body_bytes: largest body that is accepted.
+        cors: whether web pages of other origins may call.
+    """
+    headers = _CORS if cors else {}
+
+    async def answer(request: Request) -> Response:
+        if cors and request.method == "OPTIONS":
+            return Response(headers=headers)
+        code, body = 200, b""
+        try:
+            call = _route(models, request.method, request.scope["raw_path"].decode("latin-1"), timeout_ms)
+            received = await _read(request, max_body_bytes, timeout_ms / 1000)
+            body = await asyncio.get_running_loop().run_in_executor(executor, call, received)
+        except RequestError as error:
+            code, body = error.http_code, encode_error(error.message)
+        except _Refused as error:
+            code, body = error.http_code, encode_error(str(error))
+        except ClientDisconnect:
+            code = 499
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.url.path)
+            code, body = 500, encode_error(f"{type(error).__name__}: {error}")
+        return Response(body, code, headers, "application/json")
+
+    return Starlette(routes=[Route("/{path:path}", answer, methods=_METHODS)])
+
+
+class _Refused(Exception):
+    """A request that HTTP itself refuses."""
+
+    def __init__(self, http_code: int, message: str) -> None:
+        super().__init__(message)
+        self.http_code = http_code
+
+
+async def _read(request: Request, limit: int, timeout: float) -> bytes:
+    too_large = _Refused(413, f"the body of the request is larger than {limit} bytes; send fewer instances")
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout or None):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as error:
+        raise _Refused(408, f"the body of the request did not arrive within {timeout:g} s") from error
+    return bytes(body)
+
+
+def _route(
+    models: Mapping[str, Versions], method: str, path: str, timeout_ms: int
+) -> Callable[[bytes], bytes]:
+    if not re.match(r"/v1/", path, re.IGNORECASE):
+        raise _Refused(404, f"no {path}; models are under /v1/models/")
+    match = {"POST": _PREDICT, "GET": _STATUS}[method].fullmatch(path) if method in ("POST", "GET") else None
+    if match is None:
+        raise RequestError(f"Malformed request: {method} {path}")
+    target = _target(match)
+    if method == "POST":
+        return lambda body: _predict(models, target, body, timeout_ms)
+    if not target.name:
+        raise RequestError("Missing model name in request.")
+    return lambda _: _metadata(models, target) if target.method == "metadata" else _status(models, target)
+
+
+def _target(match: re.Match[str]) -> _Target:
+    groups = match.groupdict()
+    version = groups["version"]
+    if version is not None and int(version) >= 2**63:
+        raise RequestError(f"Failed to convert version: {version} to numeric.")
+    if groups["label"] is not None:
+        raise RequestError(f"Unrecognized servable version label: {unquote(groups['label'])}")
+    return _Target(
+        unquote(groups["name"] or ""),
+        None if version is None else int(version),
+        (groups.get("method") or groups.get("metadata") or "").lower(),
+    )
+
+
+def _predict(models: Mapping[str, Versions], target: _Target, body: bytes, timeout_ms: int) -> bytes:
+    if target.method != "predict":
+        raise RequestError(f"{target.method} is not supported by this server; use predict", "UNIMPLEMENTED")
+    request = decode_request(body)
+    with _find(models, target).lease(target.version) as (_, model):
+        inputs, rows = decode_tensors(request.document, model.inputs(request.signature))
+        outputs = model.predict(request.signature, inputs, timeout_ms)
+    return encode_tensors(outputs, rows=rows)
+
+
+def _metadata(models: Mapping[str, Versions], target: _Target) -> bytes:
+    with _find(models, target).lease(target.version) as (version, model):
+        document = {
+            "model_spec": {"name": target.name, "signature_name": "", "version": str(version)},
+            "metadata": {"signature_def": {"signature_def": model.metadata}},
+        }
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def _status(models: Mapping[str, Versions], target: _Target) -> bytes:
+    if target.name not in models:
+        what = f"version {target.version}" if target.version is not None else "any versions"
+        raise RequestError(f"Could not find {what} of model {target.name}", "NOT_FOUND")
+    document = {"model_version_status": models[target.name].status(target.version)}
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def _find(models: Mapping[str, Versions], target: _Target) -> Versions:
+    if target.name not in models:
+        wanted = f"Latest({target.name})"
+        if target.version is not None:
+            wanted = f"Specific({target.name}, {target.version})"
+        raise RequestError(f"Servable not found for request: {wanted}", "NOT_FOUND")
+    return models[target.name]
