@@ -54,7 +54,8 @@ def probability_levels(
     """
     plane = np.asarray(probabilities, np.float32).reshape(probabilities.shape[:2])
     tile = resize(np.ascontiguousarray(plane[: place.height, : place.width]), Placement(height, width))
-    return np.floor(np.clip(tile, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.floor(np.clip(tile, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return levels
 
 
 def threshold_level(threshold: float) -> int:

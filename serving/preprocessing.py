@@ -13,11 +13,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from serving.errors import ImageError
 
-__all__ = ["Placement", "letterbox", "open_image", "placement", "read_image", "to_gray"]
+__all__ = [
+    "Placement",
+    "check_size",
+    "letterbox",
+    "open_image",
+    "orientation",
+    "placement",
+    "read_image",
+    "to_gray",
+]
 
 MAX_PIXELS = 64_000_000
 """Images with more pixels are refused from their header, before they are decoded."""
@@ -54,9 +63,22 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise ImageError("file is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's parsers raise what they like on damaged headers
         raise ImageError("not an image, or in a format that Pillow can't read") from error
-    width, height = image.size
+    check_size(*image.size)
+    try:
+        image.load()
+    except Exception as error:  # Pillow's decoders raise what they like on damaged data
+        raise ImageError(f"image is truncated or damaged ({error})") from error
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuses images that can be no tile, in pixels.
+
+    Raises:
+        ImageError: if it is too small or too large.
+    """
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{width} x {height} pixels is over the limit of {MAX_PIXELS // 1_000_000} megapixels; "
@@ -66,11 +88,15 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise ImageError(
             f"{width} x {height} pixels is too small for a tile; each side needs {MIN_SIDE} or more"
         )
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 too where the EXIF data are damaged."""
     try:
-        image.load()
-    except Exception as error:  # Pillow's decoders raise what they like on damaged data
-        raise ImageError(f"image is truncated or damaged ({error})") from error
-    return image
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # the picture itself is sound
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def to_gray(image: Image.Image) -> NDArray[np.uint8]:
@@ -81,11 +107,19 @@ def to_gray(image: Image.Image) -> NDArray[np.uint8]:
 
     Returns:
         (H, W) uint8, 0-255.
+
+    Raises:
+        ImageError: if its mode has no grey levels of a known range.
     """
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
+    upright = ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+    if upright.mode == "F":
+        raise ImageError("grey levels as floating point have no fixed range; save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):
         return _high_byte(np.asarray(upright))
-    return np.asarray(upright.convert("L"), dtype=np.uint8)
+    try:
+        return np.asarray(upright.convert("L"), dtype=np.uint8)
+    except ValueError as error:
+        raise ImageError(f"colour mode {upright.mode} can't be turned into grey levels") from error
 
 
 def read_image(source: Path | bytes) -> NDArray[np.uint8]:

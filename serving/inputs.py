@@ -1,0 +1,127 @@
+"""From the files, folders and globs of a command line to the images to read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["IMAGE_SUFFIXES", "Input", "collect"]
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".bmp",
+        ".gif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+"""What is taken out of a folder; a file that is named itself may have any suffix."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image to read, or what keeps an argument from naming one.
+
+    Attributes:
+        path: of the file, as the user would write it.
+        name: relative path for its results, without a suffix, unlike that of any other input.
+        problem: empty if there is a file.
+    """
+
+    path: Path
+    name: str
+    problem: str = ""
+
+
+def collect(arguments: Iterable[str], without: Path | None = None) -> list[Input]:
+    """Lists the images that arguments name, each once, in the order of the arguments.
+
+    Folders are searched to the bottom and sorted; hidden files are left out.
+
+    Args:
+        arguments: files, folders, and globs (`**` for any depth).
+        without: a folder whose files are left out where they were not named, for results.
+    """
+    names: set[str] = set()
+    inputs: dict[str, Input] = {}
+    for path, relative, problem in _expand(arguments, without):
+        key = os.path.abspath(path)
+        if key not in inputs:
+            inputs[key] = Input(path, "" if problem else _free_name(relative, names), problem)
+    return list(inputs.values())
+
+
+def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Path, Path, str]]:
+    """Yields path, path relative to what was named, and problem."""
+    for argument in arguments:
+        path = Path(argument)
+        if not os.path.lexists(path) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))
+            if not matches:
+                yield path, path, "no file matches"
+            for match in map(Path, matches):
+                # Folders that ** matches bring nothing that it does not match itself.
+                if not match.is_dir():
+                    yield match, _below(match, argument), ""
+                elif "**" not in argument:
+                    yield from _folder(match, without)
+        elif path.is_dir():
+            yield from _folder(path, without)
+        else:
+            yield path, Path(path.name), ""
+
+
+def _folder(folder: Path, without: Path | None) -> Iterator[tuple[Path, Path, str]]:
+    skipped = None if without is None else os.path.abspath(without)
+    empty = True
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.abspath(os.path.join(parent, name)) != skipped
+        )
+        for name in sorted(files):
+            path = Path(parent, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                empty = False
+                yield path, path.relative_to(folder), ""
+    if empty:
+        yield folder, folder, "no images in this folder"
+
+
+def _below(match: Path, pattern: str) -> Path:
+    """The part of a match below the last folder that the pattern spells out."""
+    fixed: list[str] = []
+    for part in Path(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return match.relative_to(Path(*fixed)) if fixed else match
+
+
+def _free_name(relative: Path, names: set[str]) -> str:
+    """A name that differs from all others even where case is ignored, as on macOS."""
+    plain = [part for part in relative.parts if part not in ("..", relative.anchor)]
+    full = Path(*plain)
+    stem = str(full.with_suffix(""))
+    candidates = [stem, str(full)]
+    name = next((name for name in candidates if name.lower() not in names), None)
+    count = 1
+    while name is None or name.lower() in names:
+        count += 1
+        name = f"{stem}-{count}"
+    names.add(name.lower())
+    return name
