@@ -14,6 +14,8 @@ __all__ = ["build_backbone"]
 STEM = "conv1_relu"
 RESNET50_STAGES = ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out")
 
+KERAS_CV_BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
+
 # BatchNorm's usual 0.99 lags behind in runs of a few hundred steps.
 MOMENTUM = 0.9
 
@@ -68,8 +70,15 @@ def _resnet50(weights: str, shape: tuple[int, int, int]) -> keras.Model:
 def _keras_cv_resnet(name: str, shape: tuple[int, int, int]) -> keras.Model:
     import keras_cv
 
-    classes = {"resnet18": keras_cv.models.ResNet18Backbone, "resnet34": keras_cv.models.ResNet34Backbone}
-    model = classes[name](include_rescaling=False, input_shape=shape)
+    # Not the class for each depth: those ask a model hub for their configuration.
+    model = keras_cv.models.ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512],
+        stackwise_blocks=KERAS_CV_BLOCKS[name],
+        stackwise_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        include_rescaling=False,
+        input_shape=shape,
+    )
     levels = [model.pyramid_level_inputs[f"P{level}"] for level in (2, 3, 4, 5)]
     outputs = [model.get_layer(layer).output for layer in (STEM, *levels)]
     # A plain functional model: a saved file then loads without keras-cv.

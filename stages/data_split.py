@@ -1,4 +1,4 @@
-"""Stage `data_split`: which tiles train, which choose (val) and which judge (test); only indices are written."""
+"""Stage `data_split`: which tiles train, which choose (val), which judge (test); writes indices alone."""
 
 from __future__ import annotations
 
@@ -91,14 +91,15 @@ def split_grouped(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
     rng = np.random.default_rng(params.seed)
     sides: Split = {side: [] for side in SIDES}
     for class_ in sorted(by_class):
+        sizes = {n: sum(t.class_ == class_ for t in groups[n]) for n in by_class[class_]}
         names = [by_class[class_][i] for i in rng.permutation(len(by_class[class_]))]
-        for side, chosen in _fill(names, groups, shares).items():
+        for side, chosen in _fill(names, sizes, shares).items():
             sides[side] += [tile for name in chosen for tile in groups[name]]
     return sides
 
 
 def leaks(sides: Mapping[str, Sequence[Tile]]) -> dict[str, int]:
-    """What is on more than one side: tiles, identical images, and val or test images with a sibling in train."""
+    """What is on more than one side: tiles, identical images, images with a sibling in train."""
     where: dict[tuple[str, str], set[str]] = defaultdict(set)
     for side, tiles in sides.items():
         for tile in tiles:
@@ -125,19 +126,19 @@ def _divide(
 
 
 def _fill(
-    names: Sequence[str], groups: Mapping[str, Sequence[Tile]], shares: Mapping[str, float]
+    names: Sequence[str], sizes: Mapping[str, int], shares: Mapping[str, float]
 ) -> dict[str, list[str]]:
     """Gives each tile to the side that lacks most of its share; the first ones, one to each side."""
-    total = sum(len(groups[name]) for name in names)
+    total = sum(sizes.values())
     sides: dict[str, list[str]] = {side: [] for side in shares}
     filled = dict.fromkeys(shares, 0)
-    for name in sorted(names, key=lambda name: -len(groups[name])):
+    for name in sorted(names, key=lambda name: -sizes[name]):
         # An empty side comes first, so that each class is on every side if it has three tiles.
         side = max(
             shares, key=lambda s: (not sides[s] and len(names) >= len(shares), shares[s] - filled[s] / total)
         )
         sides[side].append(name)
-        filled[side] += len(groups[name])
+        filled[side] += sizes[name]
     return sides
 
 

@@ -56,7 +56,7 @@ def load_examples(root: Path, tiles: Sequence[Any], size: tuple[int, int]) -> Ex
     for index, tile in enumerate(tqdm(tiles, desc="reading tiles", unit="tile", leave=False)):
         images[index] = np.round(letterbox(read_image(root / tile.image), size)[0])
         masks[index] = np.round(letterbox(read_mask(root / tile.mask), size)[0])
-    return Examples(images, masks, ~masks.any(axis=(1, 2, 3)))
+    return Examples(images, masks, np.logical_not(masks.any(axis=(1, 2, 3))))
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -90,7 +90,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         images = self.examples.images[chosen].astype(np.float32)
-        masks = self.examples.masks[chosen].astype(np.float32) / 255
+        masks = self.examples.masks[chosen].astype(np.float32) / np.float32(255)
         return self.augment(images, masks) if self.augment else (images, masks)
 
     def on_epoch_end(self) -> None:

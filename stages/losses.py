@@ -44,7 +44,7 @@ def soft_dice_loss(truth: Any, probability: Any) -> Any:
     return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
 
 
-class SegmentationLoss(keras.losses.Loss):
+class SegmentationLoss(keras.losses.Loss):  # type: ignore[misc]
     """dice_weight * soft_dice_loss + (1 - dice_weight) * 10 * focal_cross_entropy.
 
     The factor 10 brings the focal term, a mean over mostly easy pixels, to the size of the Dice term.

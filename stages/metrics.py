@@ -69,7 +69,7 @@ class Components:
         return self.found / total if total else float("nan")
 
 
-class PooledDice(keras.metrics.Metric):
+class PooledDice(keras.metrics.Metric):  # type: ignore[misc]
     """Pooled Dice over all batches of an epoch, prediction and truth cut at 0.5."""
 
     def __init__(self, name: str = "dice", **kwargs: Any) -> None:

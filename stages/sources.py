@@ -106,10 +106,7 @@ def open_source(source: str, cache: Path) -> Iterator[Source]:
     Raises:
         StageError: if there is nothing usable.
     """
-    if "://" in source:
-        path = download(source, cache)
-    else:
-        path = Path(source).expanduser()
+    path = download(source, cache) if "://" in source else Path(source).expanduser()
     if path.is_dir():
         yield FolderSource(path)
         return

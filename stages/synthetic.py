@@ -59,7 +59,7 @@ def draw_surface(height: int, width: int, rng: Rng) -> Plane:
     brush = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), (height / 8, 0.7))
     grain = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), 0.6)
     surface = gradient + 5 * brush / brush.std() + 3 * grain / grain.std()
-    return surface.astype(np.float32)
+    return np.asarray(surface, np.float32)
 
 
 def draw_defect(
@@ -75,7 +75,8 @@ def draw_defect(
     Returns:
         The picture with the defect, and its mask, both (H, W) uint8; the mask is 0 or 255.
     """
-    shape, change = _defect(*image.shape, defect_class, rng)
+    height, width = image.shape
+    shape, change = _defect(height, width, defect_class, rng)
     changed = image.astype(np.float32) + change * shape * max(0.4, float(image.mean()) / 130)
     return _levels(changed), _mask(shape)
 
@@ -165,7 +166,7 @@ def _blob(height: int, width: int, rng: Rng, size: float, ragged: float) -> Plan
 
 def _noise(height: int, width: int, sigma: float, rng: Rng) -> Plane:
     smooth = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), sigma)
-    return (smooth / smooth.std()).astype(np.float32)
+    return np.asarray(smooth / smooth.std(), np.float32)
 
 
 def _canvas(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -175,7 +176,8 @@ def _canvas(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 def _share(canvas: Image.Image | Plane, sigma: float) -> Plane:
     """Softens the outline by `sigma` pixels, as a lens does."""
-    return ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, sigma)
+    soft = ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, sigma)
+    return np.asarray(soft, np.float32)
 
 
 def _flat(height: int, width: int, change: float) -> Plane:
