@@ -11,9 +11,8 @@ from pathlib import Path
 __all__ = ["IMAGE_SUFFIXES", "Input", "collect"]
 
 IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"]
-    + [".tif", ".tiff", ".webp"]
-)
+    (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
+) | {".webp"}
 """What is taken out of a folder; a file that is named itself may have any suffix."""
 
 
