@@ -30,7 +30,7 @@ class Augmentation:
             params.shift and cv.RandomTranslation(params.shift, params.shift, **geometry),
             params.zoom and cv.RandomZoom(params.zoom, params.zoom, **geometry),
             params.brightness and cv.RandomBrightness(params.brightness, value_range=RANGE, seed=seed),
-            params.contrast and cv.RandomContrast(params.contrast, value_range=RANGE, seed=seed),
+            params.contrast and cv.RandomContrast(value_range=RANGE, factor=params.contrast, seed=seed),
         ]
         self.steps = [step for step in steps if step]
         self.noise = params.noise

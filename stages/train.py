@@ -166,7 +166,7 @@ def main() -> None:
     """Runs the stage on params.yaml."""
     params = load_params().train
     split = Path("data/split")
-    with Live("results/train", dvcyaml=False, monitor_system=True) as live:
+    with Live("results/train", dvcyaml=False) as live:
         train(
             params,
             Path("data/tiles"),

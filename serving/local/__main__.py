@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import queue
 import signal
@@ -12,6 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -177,21 +179,42 @@ def _serve(args: argparse.Namespace, listener: socket.socket) -> None:
             cors=args.rest_api_enable_cors_support,
         )
         log.info("serving %s at http://%s:%d", args.model_name, args.host, args.rest_api_port)
-        # uvicorn passes the signal that ended it on to the handlers of before.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off")
-        uvicorn.Server(config).run(sockets=[listener])
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=math.ceil(args.rest_api_timeout_in_ms / 1000) + 5,
+        )
+        _run(uvicorn.Server(config), listener)
         log.info("ending: all requests are answered")
     versions.stop()
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    def drain(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # uvicorn has its own handlers while it runs, and passes the signal on to these when it ends.
+    signal.signal(signal.SIGTERM, drain)
+    signal.signal(signal.SIGINT, drain)
+    server.run(sockets=[listener])
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Ends while the first model loads; there is no request yet to wait for."""
     log.info("ending: told to by signal %d", number)
+    _end(0)
+
+
+def _end(exit_code: int) -> NoReturn:
+    """Ends at once: a thread that is loading a model would crash in an orderly end of Python."""
     logging.shutdown()
-    os._exit(0)  # TensorFlow's threads don't survive an orderly end of Python
+    os._exit(exit_code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    _end(exit_code)

@@ -16,9 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serving.local.body import inflate, read_body
 from serving.local.decode import decode_request, decode_tensors
 from serving.local.encode import encode_error, encode_tensors
-from serving.local.status import RequestError
+from serving.local.status import HttpError, RequestError
 from serving.local.versions import Versions
 
 __all__ = ["make_app"]
@@ -71,15 +72,16 @@ def make_app(
     async def answer(request: Request) -> Response:
         if cors and request.method == "OPTIONS":
             return Response(headers=headers)
+        run = asyncio.get_running_loop().run_in_executor
         code, body = 200, b""
         try:
             call = _route(models, request.method, request.scope["raw_path"].decode("latin-1"), timeout_ms)
-            received = await _read(request, max_body_bytes, timeout_ms / 1000)
-            body = await asyncio.get_running_loop().run_in_executor(executor, call, received)
+            received = await read_body(request, max_body_bytes, timeout_ms / 1000)
+            if request.headers.get("content-encoding", "").lower() == "gzip":
+                received = await run(executor, inflate, received, max_body_bytes)
+            body = await run(executor, call, received)
         except RequestError as error:
             code, body = error.http_code, encode_error(error.message)
-        except _Refused as error:
-            code, body = error.http_code, encode_error(str(error))
         except ClientDisconnect:
             code = 499
         except Exception as error:
@@ -90,35 +92,11 @@ def make_app(
     return Starlette(routes=[Route("/{path:path}", answer, methods=_METHODS)])
 
 
-class _Refused(Exception):
-    """A request that HTTP itself refuses."""
-
-    def __init__(self, http_code: int, message: str) -> None:
-        super().__init__(message)
-        self.http_code = http_code
-
-
-async def _read(request: Request, limit: int, timeout: float) -> bytes:
-    too_large = _Refused(413, f"the body of the request is larger than {limit} bytes; send fewer instances")
-    if int(request.headers.get("content-length") or 0) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout or None):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError as error:
-        raise _Refused(408, f"the body of the request did not arrive within {timeout:g} s") from error
-    return bytes(body)
-
-
 def _route(
     models: Mapping[str, Versions], method: str, path: str, timeout_ms: int
 ) -> Callable[[bytes], bytes]:
     if not re.match(r"/v1/", path, re.IGNORECASE):
-        raise _Refused(404, f"no {path}; models are under /v1/models/")
+        raise HttpError(404, f"no {path}; models are under /v1/models/")
     match = {"POST": _PREDICT, "GET": _STATUS}[method].fullmatch(path) if method in ("POST", "GET") else None
     if match is None:
         raise RequestError(f"Malformed request: {method} {path}")

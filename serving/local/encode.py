@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,9 +74,8 @@ def _batch_size(outputs: Mapping[str, NDArray[Any]]) -> int:
 
 def _items(name: str, array: NDArray[Any], depth: int) -> list[str]:
     """Encodes each row of a batch, arrays on one line."""
-    step = array[0].size
-    rank = array.ndim - 1
-    tokens = _tokens(name, array, depth + rank)
+    step = math.prod(array.shape[1:])
+    tokens = _tokens(name, array, depth + array.ndim - 1)
     return [
         _nest(tokens[index * step : (index + 1) * step], array.shape[1:], depth, one_line=True)
         for index in range(len(array))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -53,17 +54,15 @@ def _hushed() -> Iterator[None]:
             os.close(saved)
 
 
+@functools.cache
 def import_tensorflow() -> Any:
     """Imports TensorFlow without its notices on CPU features and missing GPUs.
 
-    TF_CPP_MIN_LOG_LEVEL in the environment brings them back.
+    TF_CPP_MIN_LOG_LEVEL=0 in the environment brings them back.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        import tensorflow as tf
-
-        return tf
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    with _hushed():
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Some notices come before TensorFlow has read its level.
+    with contextlib.nullcontext() if level == "0" else _hushed():
         import tensorflow as tf
 
         tf.config.list_physical_devices()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CODES", "HTTP_CODES", "RequestError"]
+__all__ = ["CODES", "HTTP_CODES", "HttpError", "RequestError"]
 
 # In the order of TensorFlow's numbers, from 0.
 HTTP_CODES = {
@@ -47,3 +47,16 @@ class RequestError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class HttpError(RequestError):
+    """A request that HTTP itself refuses, before it gets to a model."""
+
+    def __init__(self, http_code: int, message: str) -> None:
+        super().__init__(message)
+        self._http_code = http_code
+
+    @property
+    def http_code(self) -> int:
+        """HTTP code of the answer."""
+        return self._http_code

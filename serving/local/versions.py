@@ -83,9 +83,8 @@ class Versions:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops to watch the folder; what is loaded stays loaded."""
+        """Stops to watch the folder, after a load that is under way; what is loaded stays loaded."""
         self._stop.set()
-        self._thread.join()
 
     @contextlib.contextmanager
     def lease(self, version: int | None = None) -> Iterator[tuple[int, Model]]:
@@ -136,7 +135,10 @@ class Versions:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            self._look()
+            try:
+                self._look()
+            except Exception:  # files that vanish meanwhile; what is served goes on
+                log.exception("looking for versions of %s in %s failed", self.name, self.base_path)
             if self._poll_seconds <= 0:
                 return
             self._stop.wait(self._poll_seconds)
