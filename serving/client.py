@@ -316,7 +316,7 @@ class TileClient:
         if error.status == 404:
             return self._no_version()
         if "signature" in text and "not found" in text:
-            names = ", ".join(sorted(self.signatures()))
+            names = ", ".join(sorted(name for name in self.signatures() if not name.startswith("__")))
             return ModelNotFound(
                 f"model {self.model!r} at {self.url} has no signature {signature!r}; it has: {names}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,5 +63,6 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(part, "PNG")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be none
+            part.unlink()
         raise ServingError(f"can't write {path}: {error.strerror or error}") from error
