@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: help setup test lint demo real clean
+.PHONY: help setup test lint real clean
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -25,13 +25,10 @@ lint: setup  ## Checks style and types
 test: lint  ## Runs all tests
 	$(BIN)/python -m pytest
 
-demo: setup  ## The whole way on synthetic tiles: data, training, export, server, defects found
-	$(BIN)/python -m scripts.demo
-
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
 		-S train.backbone=resnet18 -S train.backbone_weights=none
 
-clean:  ## Removes .venv and the demo
-	rm -rf $(VENV) demo
+clean:  ## Removes .venv
+	rm -rf $(VENV)

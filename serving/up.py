@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,8 @@ Backends, in the order in which `auto` looks for them:
   docker    Docker with a running engine; runs %(image)s
   embedded  python -m serving.local, which needs nothing else
 
+All other flags go to the server, say --rest_api_enable_cors_support=true.
+
 Exit codes: that of the server; 0 after ^C or SIGTERM; 1 if it could not start; 2 for wrong flags.
 """ % {"image": IMAGE}  # noqa: UP031
 
@@ -54,6 +56,7 @@ class _Server:
     name: str
     port: int
     host: str
+    flags: Sequence[str] = ()
 
 
 def choose_backend(backend: str = "auto") -> str:
@@ -94,7 +97,13 @@ def _no_docker() -> str:
 
 
 def server_command(
-    backend: str, base_path: Path, name: str, port: int, *, host: str = "127.0.0.1"
+    backend: str,
+    base_path: Path,
+    name: str,
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    flags: Sequence[str] = (),
 ) -> list[str]:
     """Makes the command line of a server.
 
@@ -104,17 +113,19 @@ def server_command(
         name: of the model.
         port: of the REST API.
         host: address to listen on; `binary` listens on all whatever it says.
+        flags: further flags of `tensorflow_model_server`.
     """
     path = base_path.resolve()
-    flags = [f"--rest_api_port={port}", f"--model_name={name}", f"--model_base_path={path}"]
+    all_flags = [f"--rest_api_port={port}", f"--model_name={name}", f"--model_base_path={path}", *flags]
     if backend == "binary":
-        return [BINARY, "--port=0", *flags]
+        return [BINARY, "--port=0", *all_flags]
     if backend == "embedded":
-        return [sys.executable, "-m", "serving.local", f"--host={host}", *flags]
+        return [sys.executable, "-m", "serving.local", f"--host={host}", *all_flags]
     return [
         *("docker", "run", "--rm", "--init", "--name", _container(port)),
         *("-p", f"{host}:{port}:8501", "-v", f"{path}:/models/{name}:ro", "-e", f"MODEL_NAME={name}"),
         IMAGE,
+        *flags,
     ]
 
 
@@ -130,6 +141,7 @@ def running_server(
     backend: str = "embedded",
     *,
     timeout: float = 120.0,
+    flags: Sequence[str] = (),
 ) -> Iterator[str]:
     """Runs a server for the length of a `with` block.
 
@@ -139,6 +151,7 @@ def running_server(
         port: of the REST API, 0 for a free one.
         backend: one of `BACKENDS`, or "auto".
         timeout: limit of the start, in seconds.
+        flags: further flags of `tensorflow_model_server`.
 
     Yields:
         The server's URL, once a version is available.
@@ -146,7 +159,9 @@ def running_server(
     Raises:
         ServerUnavailable: it did not start; has the last lines of its log.
     """
-    server = _Server(choose_backend(backend), model_base_path, model_name, port or _free_port(), "127.0.0.1")
+    server = _Server(
+        choose_backend(backend), model_base_path, model_name, port or _free_port(), "127.0.0.1", flags
+    )
     with tempfile.TemporaryFile() as output:
         process = _start(server, output)
         try:
@@ -167,7 +182,9 @@ def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen
     """Starts the server in a process group of its own, so that it gets no signal but ours."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = server_command(server.backend, server.base_path, server.name, server.port, host=server.host)
+    command = server_command(
+        server.backend, server.base_path, server.name, server.port, host=server.host, flags=server.flags
+    )
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -227,7 +244,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     try:
         server = _Server(
-            choose_backend(args.backend), args.model_base_path, args.model_name, args.rest_api_port, args.host
+            choose_backend(args.backend),
+            args.model_base_path,
+            args.model_name,
+            args.rest_api_port,
+            args.host,
+            args.flags,
         )
         if not server.base_path.is_dir():
             raise ServerUnavailable(
@@ -300,7 +322,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of the versions (default: models/magnetic-tiles)",
     )
-    return parser.parse_args(argv)
+    args, args.flags = parser.parse_known_args(argv)
+    return args
 
 
 if __name__ == "__main__":

@@ -251,3 +251,25 @@ def git_revision() -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def main() -> None:
+    """Runs the stage on params.yaml."""
+    params, data = load_params(), Path("data/tiles")
+    metrics = json.loads(Path("results/evaluate/metrics.json").read_text())
+    info = {
+        "threshold": metrics["threshold"],
+        "params": params.train.model_dump(mode="json"),
+        "data_version": data_version(data / "tiles.csv"),
+        "git_revision": git_revision(),
+        "metrics": metrics,
+    }
+    samples = [data / tile.image for tile in read_tiles(Path("data/split/val.csv"))[:8]]
+    folder = export(
+        params.export, info, Path("models/unet.keras"), samples, Path("models") / params.export.name
+    )
+    log.info("exported %s", folder)
+
+
+if __name__ == "__main__":
+    run_stage(main)

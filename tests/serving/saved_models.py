@@ -59,11 +59,15 @@ class Half(tf.Module):
     def same_uint8(self, x: Any) -> dict[str, Any]:
         return {"y": x + 0}
 
-    @tf.function(input_signature=[_spec([None], tf.int32, "rounds")])
-    def slow(self, rounds: Any) -> dict[str, Any]:
-        """Takes a while that grows with `rounds`, a length-1 vector."""
-        done = tf.while_loop(lambda i: i < rounds[0], lambda i: [i + 1], [tf.constant(0)])
-        return {"y": tf.identity(rounds) + 0 * done[0], "offset": tf.fill([1], self.offset)}
+    @tf.function(input_signature=[_spec([None], tf.string, "file")])
+    def wait(self, file: Any) -> dict[str, Any]:
+        """Runs until the file, whose path is the first element, exists."""
+
+        def is_missing(rounds: Any) -> Any:
+            return tf.size(tf.io.matching_files(file[0])) == 0
+
+        rounds = tf.while_loop(is_missing, lambda rounds: [rounds + 1], [tf.constant(0.0)])
+        return {"offset": tf.fill([1], self.offset) + 0 * rounds[0]}
 
 
 def save_half(path: Path, offset: float = 2.0, *, warmup: list[float] | None = None) -> Path:
@@ -81,7 +85,7 @@ def save_half(path: Path, offset: float = 2.0, *, warmup: list[float] | None = N
             "no_batch": module.no_batch,
             "same_int64": module.same_int64,
             "same_uint8": module.same_uint8,
-            "slow": module.slow,
+            "wait": module.wait,
         },
     )
     if warmup is not None:

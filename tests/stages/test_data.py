@@ -1,0 +1,75 @@
+"""Loading and splitting: all or nothing, every problem named, no leak in a grouped split."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.data_load import data_load
+from stages.data_split import data_split, leaks
+from stages.errors import StageError
+from stages.params import DataLoadParams, DataSplitParams, SyntheticParams
+from stages.tiles import group_exposures, read_tiles
+
+SMALL = SyntheticParams(tiles_per_class=6, good_tiles=8, exposures=3, height=40, width=40, seed=1)
+SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.2, val_fraction=0.2, seed=1)
+
+
+def load(source: str, out: Path) -> list:
+    params = DataLoadParams(source=source, mask_threshold=0, synthetic=SMALL)
+    return data_load(params, out, out.parent / "cache")
+
+
+def test_synthetic_tiles_are_paired_grouped_and_repeatable(tmp_path: Path) -> None:
+    tiles = load("synthetic", tmp_path / "a")
+    assert len(tiles) == 3 * (5 * 6 + 8)
+    assert len({tile.tile for tile in tiles}) == 5 * 6 + 8
+    assert all((tile.defect_pixels > 0) == (tile.class_ != "Free") for tile in tiles)
+    assert tiles == load("synthetic", tmp_path / "b") == read_tiles(tmp_path / "a" / "tiles.csv")
+
+
+def test_all_problems_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / "Crack"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "lonely.jpg")
+    for name, side in (("small", 10), ("broken", 20)):
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / f"{name}.jpg")
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(folder / f"{name}.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(StageError) as caught:
+        load(str(tmp_path / "source"), tmp_path / "out")
+    assert all(name in str(caught.value) for name in ("lonely.jpg", "small.png", "broken.jpg"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../MT_Free/Imgs/a.jpg", b"x")
+    with pytest.raises(StageError, match="leads out of the archive"):
+        load(str(tmp_path / "evil.zip"), tmp_path / "out")
+
+
+def test_exposures_ascend_within_a_tile_and_a_jump_starts_another() -> None:
+    names = ["Free/exp1_num_10", "Crack/exp2_num_20", "Free/exp1_num_30", "Free/exp2_num_900", "Free/own"]
+    tiles = group_exposures(names)
+    assert tiles[names[0]] == tiles[names[1]]
+    assert len({tiles[name] for name in names[1:]}) == 4
+
+
+def test_grouped_split_keeps_each_tile_on_one_side_with_all_classes(tmp_path: Path) -> None:
+    tiles = load("synthetic", tmp_path / "a")
+    summary = data_split(SPLIT, tiles[::-1], tmp_path / "split")
+    sides = {side: read_tiles(tmp_path / "split" / f"{side}.csv") for side in ("train", "val", "test")}
+    assert not any(leaks(sides).values())
+    assert sum(map(len, sides.values())) == len(tiles)
+    assert all(min(counts.values()) > 0 for counts in summary["images"].values())
+
+
+def test_random_split_reports_its_leaks(tmp_path: Path) -> None:
+    tiles = load("synthetic", tmp_path / "a")
+    summary = data_split(SPLIT.model_copy(update={"strategy": "random"}), tiles, tmp_path / "split")
+    assert summary["leaks"]["test_images_with_sibling_in_train"] > 0
