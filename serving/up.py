@@ -322,7 +322,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of the versions (default: models/magnetic-tiles)",
     )
-    args, args.flags = parser.parse_known_args(argv)
+    args, flags = parser.parse_known_args(argv)
+    args.flags = flags
     return args
 
 

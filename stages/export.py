@@ -26,8 +26,9 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.postprocessing import LABELS, threshold_level
-from stages.errors import StageError
-from stages.params import ExportParams
+from stages.errors import StageError, run_stage
+from stages.params import ExportParams, load_params
+from stages.tiles import data_version, read_tiles
 
 __all__ = ["export", "export_saved_model", "latest_version"]
 

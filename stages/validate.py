@@ -43,7 +43,7 @@ def validate(
     Raises:
         StageError: names the tiles beyond a tolerance.
     """
-    threshold = float(client.model_info()["threshold"])
+    threshold = client.model_info().threshold
     worst_mask, worst_level, problems = 0.0, 0, []
     for tile in tqdm(tiles, desc="served against evaluated", unit="tile"):
         answer = client.predict(data / tile.image)

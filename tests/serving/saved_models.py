@@ -61,11 +61,12 @@ class Half(tf.Module):
 
     @tf.function(input_signature=[_spec([None], tf.string, "file")])
     def wait(self, file: Any) -> dict[str, Any]:
-        """Runs until the file, whose path is the first element, exists."""
+        """Writes `<file>.begun`, then runs until the file, whose path is the first element, exists."""
 
         def is_missing(rounds: Any) -> Any:
             return tf.size(tf.io.matching_files(file[0])) == 0
 
+        tf.io.write_file(file[0] + ".begun", "")
         rounds = tf.while_loop(is_missing, lambda rounds: [rounds + 1], [tf.constant(0.0)])
         return {"offset": tf.fill([1], self.offset) + 0 * rounds[0]}
 
