@@ -193,8 +193,13 @@ def _signatures(
 
 def _decode_gray(data: tf.Tensor) -> tf.Tensor:
     """Bytes of an image file -> (H, W) int32 grey levels, as `serving.preprocessing.to_gray`."""
-    rgb = tf.cast(tf.io.decode_image(data, channels=3, expand_animations=False), tf.int32)
-    rgb = tf.ensure_shape(rgb, (None, None, 3))
+    # TensorFlow's default for JPEG is the fast transform, which is off by some grey levels.
+    rgb = tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    )
+    rgb = tf.cast(tf.ensure_shape(rgb, (None, None, 3)), tf.int32)
     return tf.bitwise.right_shift(tf.reduce_sum(rgb * LUMA, axis=-1) + LUMA_ROUND, LUMA_BITS)
 
 
