@@ -27,7 +27,7 @@ from typing import IO
 
 from serving.errors import ServerUnavailable
 
-__all__ = ["BACKENDS", "IMAGE", "choose_backend", "main", "running_server", "server_command"]
+__all__ = ["BACKENDS", "IMAGE", "choose_backend", "free_port", "main", "running_server", "server_command"]
 
 # The version of TensorFlow that the models are exported with, see requirements.lock.
 IMAGE = "tensorflow/serving:2.21.0"
@@ -160,7 +160,7 @@ def running_server(
         ServerUnavailable: it did not start; has the last lines of its log.
     """
     server = _Server(
-        choose_backend(backend), model_base_path, model_name, port or _free_port(), "127.0.0.1", flags
+        choose_backend(backend), model_base_path, model_name, port or free_port(), "127.0.0.1", flags
     )
     with tempfile.TemporaryFile() as output:
         process = _start(server, output)
@@ -171,7 +171,8 @@ def running_server(
             _stop(server, process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Finds a port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import requests
 
 from serving.local.status import RequestError
 from serving.local.versions import Versions, find_versions
-from serving.up import running_server
+from serving.up import free_port, running_server
 from tests.serving.saved_models import save_half, write_warmup
 
 NAME = "half"
@@ -47,10 +47,8 @@ def watch(base_path: Path) -> Iterator[Callable[[], Versions]]:
 
     def start() -> Versions:
         versions = Versions(NAME, base_path, poll_seconds=0.05)
-        first: Future[RequestError | None] = Future()
-        versions.start(first.set_result)
+        versions.start(lambda error: None)
         started.append(versions)
-        versions.first = first  # type: ignore[attr-defined]
         return versions
 
     yield start
@@ -124,7 +122,8 @@ def test_a_restart_with_a_broken_newest_version_serves_the_one_before(
     (base_path / "2").mkdir()
     (base_path / "2" / "saved_model.pb").write_bytes(b"no model")
     versions = watch()
-    assert versions.first.result(SECONDS) is None  # type: ignore[attr-defined]
+    wait_until(lambda: state_of(versions, 1) == "AVAILABLE")
+    assert state_of(versions, 2) == "END"
     assert answer_of(versions) == (1, 1.0)
 
 
@@ -163,14 +162,12 @@ def test_a_version_is_unloaded_only_after_its_last_request(
 
     def ask() -> float:
         with versions.lease() as (_, model):
-            begun.set()
             file = np.array([str(gate).encode()], dtype=np.object_)
             return float(model.predict("wait", {"file": file})["offset"][0])
 
-    begun = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(ask)
-        begun.wait(SECONDS)
+        wait_until(Path(f"{gate}.begun").exists)
         save_half(base_path / "2", offset=2.0)
         wait_until(lambda: state_of(versions, 2) == "AVAILABLE")
         assert answer_of(versions) == (2, 2.0)
@@ -227,12 +224,6 @@ def start(base_path: Path, port: int, *flags: str) -> subprocess.Popen[str]:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def is_up(url: str) -> bool:
     try:
         return requests.get(f"{url}/v1/models/{NAME}", timeout=5).status_code == 200
@@ -259,7 +250,7 @@ def test_the_server_waits_for_a_first_version_and_drains_on_sigterm(base_path: P
             running = executor.submit(
                 requests.post, f"{url}/v1/models/{NAME}:predict", json=body, timeout=SECONDS
             )
-            time.sleep(0.5)  # until it has arrived
+            wait_until(Path(f"{gate}.begun").exists)
             process.send_signal(signal.SIGTERM)
             wait_until(lambda: not is_up(url))
             assert process.poll() is None

@@ -92,11 +92,10 @@ def test_graph_and_pillow_read_the_same_grey_levels(signatures: Any, mode: str) 
 
 
 def test_jpeg_is_decoded_alike(signatures: Any) -> None:
-    data = encode(smooth_tile(90, 70), "JPEG")
+    data = encode(np.random.default_rng(0).integers(60, 160, (60, 60), np.uint8), "JPEG")
     answer = signatures["segment"](image_bytes=tf.constant([data]))
     levels = np.asarray(Image.open(io.BytesIO(answer["probability_bytes"][0].numpy())))
-    # Decoders may differ by a grey level; the detector turns one into 8 levels at its steepest.
-    assert np.abs(levels.astype(int) - expected_levels(read_image(data)).astype(int)).max() <= 9
+    assert np.abs(levels.astype(int) - expected_levels(read_image(data)).astype(int)).max() <= 1
 
 
 def test_what_is_no_image_is_an_invalid_argument(signatures: Any) -> None:
