@@ -299,7 +299,7 @@ def _announce(server: _Server, is_running: Callable[[], bool]) -> None:
     print(
         f"{server.name} is served at {url}; ^C ends it. Try it:\n"
         f"  curl {url}/v1/models/{server.name}\n"
-        f"  python -m serving.client --url {url} --model {server.name} predict tile.jpg",
+        f"  python -m serving.client predict --url {url} --model {server.name} tile.jpg",
         file=sys.stderr,
     )
 
