@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: help setup test lint real clean
+.PHONY: help setup tools test lint real clean
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -16,6 +16,10 @@ $(STAMP): requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.lock
 	@touch $@
+
+tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah
 
 lint: setup  ## Checks style and types
 	$(BIN)/ruff check .

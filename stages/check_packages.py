@@ -1,7 +1,7 @@
 """Stage `check_packages`: the versions of all packages that the pipeline runs on, as requirements.
 
-Only what pyproject.toml asks for, and what that needs, is listed: a linter that is installed
-beside it does not make training run again.
+Only what pyproject.toml asks for under `pipeline`, and what that needs, is listed: a linter that
+is installed beside it does not make training run again.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from stages.errors import StageError, run_stage
 
-__all__ = ["check_packages", "installed_closure"]
+__all__ = ["check_packages", "installed_closure", "required_packages"]
 
 
 def check_packages(project: Path, out: Path) -> None:
@@ -24,11 +25,26 @@ def check_packages(project: Path, out: Path) -> None:
     Raises:
         StageError: names all packages that are missing or of a version that is not allowed.
     """
-    wanted = [Requirement(text) for text in tomllib.loads(project.read_text())["project"]["dependencies"]]
+    wanted = required_packages(tomllib.loads(project.read_text())["project"], "pipeline")
     lines = [f"{name}=={version}" for name, version in sorted(installed_closure(wanted).items())]
     text = "\n".join(lines) + "\n"
     if not out.exists() or out.read_text() != text:
         out.write_text(text)
+
+
+def required_packages(project: dict[str, Any], extra: str) -> list[Requirement]:
+    """What a project asks for, with one of its extras, and the extras of its own that this one names."""
+    wanted = [Requirement(text) for text in project["dependencies"]]
+    queue, seen = [extra], set()
+    while queue:
+        name = queue.pop()
+        seen.add(name)
+        for requirement in map(Requirement, project["optional-dependencies"][name]):
+            if canonicalize_name(requirement.name) == canonicalize_name(project["name"]):
+                queue += requirement.extras - seen
+            else:
+                wanted.append(requirement)
+    return wanted
 
 
 def installed_closure(wanted: list[Requirement]) -> dict[str, str]:
