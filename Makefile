@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: help setup tools test lint real clean
+.PHONY: help setup demo tools test lint real clean
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -16,6 +16,9 @@ $(STAMP): requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.lock
 	@touch $@
+
+demo: setup  ## The main job on synthetic tiles, from data to defects found by a server, in demo/
+	$(BIN)/python -m scripts.demo
 
 tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah
 	apt-get update -qq
