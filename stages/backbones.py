@@ -8,7 +8,7 @@ import keras
 
 from stages.errors import StageError
 
-__all__ = ["build_backbone"]
+__all__ = ["build_backbone", "load_weights"]
 
 # The last layer at strides 4, 8, 16, 32; stride 2 is the stem.
 STEM = "conv1_relu"
@@ -46,7 +46,7 @@ def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Mode
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = MOMENTUM
     if weights not in ("imagenet", "none"):
-        _load_file(model, Path(weights))
+        load_weights(model, Path(weights))
     return model
 
 
@@ -85,10 +85,17 @@ def _keras_cv_resnet(name: str, shape: tuple[int, int, int]) -> keras.Model:
     return keras.Model(model.input, outputs, name=name)
 
 
-def _load_file(model: keras.Model, path: Path) -> None:
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Loads a `.weights.h5` file.
+
+    Raises:
+        StageError: if it is missing or is of another model.
+    """
     if not path.is_file():
-        raise StageError(f"train.backbone_weights: no file {path}; use imagenet, none or a .weights.h5 file")
+        raise StageError(
+            f"no weights file {path}; train.backbone_weights is imagenet, none or a .weights.h5 file"
+        )
     try:
         model.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
-        raise StageError(f"train.backbone_weights: {path} does not fit {model.name}: {error}") from error
+        raise StageError(f"the weights in {path} do not fit {model.name}: {error}") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import keras
 from keras import layers
 
-from stages.backbones import build_backbone
+from stages.backbones import build_backbone, load_weights
 from stages.params import TrainParams
 
 __all__ = ["build_unet"]
@@ -20,23 +21,25 @@ IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 """What keras.applications' ResNet50 subtracts from its input."""
 
 
-def build_unet(params: TrainParams) -> keras.Model:
+def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
     """Builds the network with its initial or pretrained weights.
 
     The decoder has skips from strides 16, 8, 4, 2 (the stem) and 1 (the input itself):
     without the last two, thin defects can't be drawn and random weights don't learn.
 
     Args:
-        params: size, backbone, weights and decoder.
+        params: size, backbone, its weights, and decoder.
+        weights: `.weights.h5` file of the whole network, instead of those of the backbone alone.
 
     Returns:
         A model from `images` (N, H, W, 1) float32, 0-255, to (N, H, W, 1) float32, 0-1.
         Its layer `backbone` can be frozen.
 
     Raises:
-        StageError: if the weights of the backbone can't be had.
+        StageError: if weights can't be had.
     """
-    backbone = build_backbone(params.backbone, params.backbone_weights, params.image_size)
+    backbone_weights = "none" if weights else params.backbone_weights
+    backbone = build_backbone(params.backbone, backbone_weights, params.image_size)
     images = keras.Input((*params.image_size, 1), name="images")
     colours = layers.Concatenate(name="colours")([images] * 3)
     normalized = _normalization(params.backbone_weights)(colours)
@@ -52,7 +55,10 @@ def build_unet(params: TrainParams) -> keras.Model:
     bias = keras.initializers.Constant(math.log(DEFECT_SHARE / (1 - DEFECT_SHARE)))
     logits = layers.Conv2D(1, 1, bias_initializer=bias, dtype="float32", name="logits")(x)
     probabilities = layers.Activation("sigmoid", dtype="float32", name="probabilities")(logits)
-    return keras.Model(images, probabilities, name="unet")
+    model = keras.Model(images, probabilities, name="unet")
+    if weights:
+        load_weights(model, weights)
+    return model
 
 
 def _normalization(weights: str) -> keras.Layer:

@@ -18,6 +18,7 @@ __all__ = [
     "EvaluateParams",
     "ExportParams",
     "Params",
+    "PretrainParams",
     "SyntheticParams",
     "TrainParams",
     "ValidateParams",
@@ -114,6 +115,22 @@ class AugmentParams(Section):
     noise: float = Field(ge=0.0, le=128.0)
 
 
+class PretrainParams(Section):
+    """Training on good tiles with drawn defects, before the real ones.
+
+    Attributes:
+        steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.
+        window: side of the square that is cut from the network's input, in pixels, a multiple of 32.
+        batch_size: windows per step.
+        learning_rate: peak; it rises over the first tenth of the steps, then falls along a cosine.
+    """
+
+    steps: int = Field(ge=0)
+    window: Side
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0.0)
+
+
 class TrainParams(Section):
     """Model and training.
 
@@ -201,6 +218,7 @@ class Params(Section):
 
     data_load: DataLoadParams
     data_split: DataSplitParams
+    pretrain: PretrainParams
     train: TrainParams
     evaluate: EvaluateParams
     export: ExportParams

@@ -15,8 +15,7 @@ from dvclive.keras import DVCLiveCallback
 from stages.augmentation import Augmentation
 from stages.dataset import Batches, Examples, load_examples
 from stages.errors import StageError, run_stage
-from stages.losses import SegmentationLoss
-from stages.metrics import PooledDice
+from stages.fitting import compile_model
 from stages.model import build_unet
 from stages.params import TrainParams, load_params
 from stages.tiles import Tile, read_tiles
@@ -36,6 +35,7 @@ def train(
     model_path: Path,
     live: Live,
     checkpoint: Path,
+    weights: Path | None = None,
 ) -> keras.Model:
     """Trains a model and writes that of the best epoch.
 
@@ -47,6 +47,7 @@ def train(
         model_path: `.keras` file to write.
         live: receives metrics and sample predictions of every epoch.
         checkpoint: `.keras` file of the best epoch so far.
+        weights: `.weights.h5` file of the whole network to start from, as `pretrain` writes it.
 
     Returns:
         The model of the best epoch.
@@ -68,7 +69,7 @@ def train(
         seed=params.seed,
     )
     val_batches = Batches(val, params.batch_size)
-    model = build_unet(params)
+    model = build_unet(params, weights)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.unlink(missing_ok=True)
     callbacks = [
@@ -122,12 +123,13 @@ def _fit_phases(
     done = 0
     for trainable, epochs in phases:
         backbone.trainable = trainable
-        model.compile(
-            optimizer=keras.optimizers.AdamW(
-                _schedule(params, len(batches), epochs), weight_decay=params.weight_decay
-            ),
-            loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
-            metrics=[PooledDice()],
+        steps = len(batches)
+        compile_model(
+            model,
+            params,
+            params.learning_rate,
+            steps * epochs,
+            warmup=steps * min(params.warmup_epochs, epochs - 1),
         )
         model.fit(
             batches,
@@ -139,18 +141,6 @@ def _fit_phases(
             verbose=1,
         )
         done += epochs
-
-
-def _schedule(
-    params: TrainParams, steps: int, epochs: int
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Linear warm-up, then a cosine to 0 at the last step of the phase."""
-    warmup = steps * min(params.warmup_epochs, epochs - 1)
-    if not warmup:
-        return keras.optimizers.schedules.CosineDecay(params.learning_rate, steps * epochs)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, steps * epochs - warmup, warmup_target=params.learning_rate, warmup_steps=warmup
-    )
 
 
 def _keep_best(checkpoint: Path, model_path: Path) -> keras.Model:
@@ -175,6 +165,7 @@ def main() -> None:
             Path("models/unet.keras"),
             live,
             Path("models/checkpoint/best.keras"),
+            Path("models/pretrained.weights.h5"),
         )
 
 

@@ -1,0 +1,170 @@
+"""Stage `pretrain`: teaches the network on good tiles with drawn defects, endless and exactly labelled.
+
+Random weights alone do not get going on the few hundred real defects. Each example is a good
+tile of the train side, one or no defect drawn on it at the tile's own size, and a window of the
+network's input around it: small, so that a step is cheap, yet at the scale of the real task.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from serving.preprocessing import letterbox, read_image
+from stages.augmentation import Augmentation
+from stages.errors import StageError, run_stage
+from stages.fitting import compile_model
+from stages.model import build_unet
+from stages.params import PretrainParams, TrainParams, load_params
+from stages.synthetic import draw_defect
+from stages.tiles import CLASSES, GOOD_CLASS, Tile, read_tiles
+
+__all__ = ["DrawnDefects", "pretrain"]
+
+log = logging.getLogger(__name__)
+
+DEFECT_CLASSES = [name for name in CLASSES if name != GOOD_CLASS]
+UNTOUCHED_SHARE = 0.2
+"""Share of the examples on which nothing is drawn."""
+
+REPORTS = 10
+"""Lines of progress, each with the Dice since the one before."""
+
+
+class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches of (images float32 0-255, masks float32 0-1), both (n, window, window, 1).
+
+    Args:
+        images: good tiles, (H, W) uint8 each.
+        size: height and width of the network's input, in pixels.
+        params: steps, window and batch size.
+        augment: changes images and masks of a batch.
+        seed: batch i of a seed is always the same, before `augment`.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        size: tuple[int, int],
+        params: PretrainParams,
+        augment: Augmentation,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.images = images
+        self.size = size
+        self.params = params
+        self.augment = augment
+        self.seed = seed
+        self.round = 0
+
+    def __len__(self) -> int:
+        return -(-self.params.steps // REPORTS)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rng = np.random.default_rng((self.seed, self.round, index))
+        pairs = [self._example(rng) for _ in range(self.params.batch_size)]
+        images, masks = (np.stack(planes) for planes in zip(*pairs, strict=True))
+        return self.augment(images, masks / np.float32(255))
+
+    def on_epoch_end(self) -> None:
+        """Goes on to batches that have not been seen."""
+        self.round += 1
+
+    def _example(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        image = self.images[int(rng.integers(len(self.images)))]
+        mask = np.zeros_like(image)
+        if rng.random() >= UNTOUCHED_SHARE:
+            image, mask = draw_defect(image, str(rng.choice(DEFECT_CLASSES)), rng)
+        boxed, boxed_mask = letterbox(image, self.size)[0], letterbox(mask, self.size)[0]
+        rows, columns = _window(boxed_mask[..., 0], self.params.window, rng)
+        return boxed[rows, columns], boxed_mask[rows, columns]
+
+
+def _window(mask: NDArray[np.float32], side: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Slices of a square that holds a random defect pixel somewhere, or lies anywhere if there is none."""
+    candidates = np.argwhere(mask > 0)
+    focus = candidates[rng.integers(len(candidates))] if len(candidates) else rng.integers(mask.shape)
+    starts = [
+        int(np.clip(centre - rng.integers(side), 0, length - side))
+        for centre, length in zip(focus, mask.shape, strict=True)
+    ]
+    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+
+
+def pretrain(
+    params: PretrainParams, network: TrainParams, data: Path, tiles: Sequence[Tile], weights: Path
+) -> dict[str, float]:
+    """Builds the network, trains it on drawn defects, and writes its weights; with 0 steps, its initial ones.
+
+    Args:
+        params: length and window.
+        network: architecture, loss, augmentation and seed, as for `train`.
+        data: folder to which the paths of the tiles are relative.
+        tiles: rows of the train side; the good ones are drawn on.
+        weights: `.weights.h5` file to write.
+
+    Returns:
+        Loss and Dice of the last tenth of the steps; empty with 0 steps.
+
+    Raises:
+        StageError: if weights can't be had, no tile is good, or the window exceeds the input.
+    """
+    keras.utils.set_random_seed(network.seed)
+    keras.mixed_precision.set_global_policy("mixed_float16" if network.mixed_precision else "float32")
+    size = network.image_size
+    model = build_unet(network)
+    metrics: dict[str, float] = {}
+    if params.steps:
+        if params.window > min(size):
+            raise StageError(f"pretrain.window is {params.window} pixels, train.image_size only {size}")
+        good = [tile for tile in tiles if not tile.defect_pixels]
+        if not good:
+            raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
+        images = [read_image(data / tile.image) for tile in tqdm(good, desc="reading tiles", unit="tile")]
+        batches = DrawnDefects(
+            images, size, params, Augmentation(network.augment, network.seed), network.seed
+        )
+        # The same network at the size of a window: the weights know no size.
+        small = build_unet(network.model_copy(update={"image_size": (params.window, params.window)}))
+        small.set_weights(model.get_weights())
+        compile_model(small, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
+        history = small.fit(
+            batches, epochs=REPORTS, shuffle=False, callbacks=[keras.callbacks.TerminateOnNaN()], verbose=1
+        )
+        metrics = {name: float(values[-1]) for name, values in history.history.items()}
+        if not np.isfinite(metrics["loss"]):
+            raise StageError("pretraining diverged: the loss is no number; lower pretrain.learning_rate")
+        model.set_weights(small.get_weights())
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    partial = weights.with_name(f".partial-{weights.name}")
+    model.save_weights(partial)
+    partial.replace(weights)
+    return metrics
+
+
+def main() -> None:
+    """Runs the stage on params.yaml."""
+    params = load_params()
+    metrics = pretrain(
+        params.pretrain,
+        params.train,
+        Path("data/tiles"),
+        read_tiles(Path("data/split/train.csv")),
+        Path("models/pretrained.weights.h5"),
+    )
+    results = Path("results/pretrain.json")
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(metrics, indent=2) + "\n")
+    log.info("pretrained for %d steps: %s", params.pretrain.steps, metrics)
+
+
+if __name__ == "__main__":
+    run_stage(main)
