@@ -48,10 +48,10 @@ class Augmentation:
         """
         batch: dict[str, Any] = {"images": images, "segmentation_masks": masks}
         if self.rotation:
-            # This layer alone wants a channel for each class, and rounds them.
-            both = np.concatenate([1 - masks, masks], axis=-1)
+            # This layer alone wants a channel for each class, and rounds them to integers.
+            both = 255 * np.concatenate([1 - masks, masks], axis=-1)
             batch = self.rotation({"images": images, "segmentation_masks": both}, training=True)
-            batch["segmentation_masks"] = batch["segmentation_masks"][..., 1:]
+            batch["segmentation_masks"] = batch["segmentation_masks"][..., 1:] / 255
         for step in self.steps:
             batch = step(batch, training=True)
         changed = np.asarray(batch["images"], np.float32)
