@@ -83,6 +83,15 @@ def test_the_same_seed_gives_the_same_batches_and_another_gives_others(masks: np
     assert not np.array_equal(runs[0][0][0], runs[0][1][0]), "each batch is drawn anew"
 
 
+@pytest.mark.usefixtures("half_precision")
+def test_a_network_in_half_precision_gets_the_same_batches(masks: np.ndarray) -> None:
+    half = augmentation(only(*STRONG))(255 * masks, masks)
+    keras.mixed_precision.set_global_policy("float32")
+    single = augmentation(only(*STRONG))(255 * masks, masks)
+    assert np.array_equal(half[0], single[0])
+    assert np.array_equal(half[1], single[1])
+
+
 def test_images_and_masks_stay_in_their_ranges(masks: np.ndarray) -> None:
     augment = augmentation(only(*STRONG))
     for level in (0.0, 127.0, 255.0):
