@@ -57,8 +57,9 @@ def test_a_mask_that_differs_is_named_with_its_difference(
     path = prediction_path(predictions, tile)
     served = np.asarray(Image.open(path))
     change(path, slice(0, 3), 0 if served[:3].mean() > 127 else 255)
+    masks_alone = PARAMS.model_copy(update={"max_probability_difference": 255})
     with pytest.raises(StageError) as caught:
-        validate(PARAMS, client, data.root, data.test, predictions)
+        validate(masks_alone, client, data.root, data.test, predictions)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2, "one tile is named, and no other"
     assert f"{tile.image}: " in lines[1]
