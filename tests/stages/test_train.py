@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from dvclive import Live
 
 from stages.dataset import Batches, load_examples
@@ -102,9 +103,18 @@ def trial(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> Trial:
     return Trial(tmp_path / "one", data, monkeypatch)
 
 
+# TensorFlow says that its input pipeline is compiled all the same.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Even though the `tf.config.experimental_run_functions_eagerly"
+)
+
+
 @pytest.fixture(autouse=True)
-def single_precision() -> Iterator[None]:
+def small_steps() -> Iterator[None]:
+    """Step by step, since compiling takes longer than these few steps; single precision afterwards."""
+    tf.config.run_functions_eagerly(True)
     yield
+    tf.config.run_functions_eagerly(False)
     keras.mixed_precision.set_global_policy("float32")
 
 
@@ -120,9 +130,13 @@ def equal(one: list[np.ndarray], two: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_the_weights_of_the_best_epoch_are_kept(trial: Trial) -> None:
+def test_every_epoch_is_logged_and_the_weights_of_the_best_are_kept(trial: Trial) -> None:
     trial.spoil_after = 2
     model = trial.run(PARAMS)
+    for metric in ("train/loss", "train/dice", "eval/loss", "eval/dice"):
+        assert len(trial.logged(metric)) == 3
+        assert np.isfinite(trial.logged(metric)).all()
+    assert (trial.folder / "live" / "plots" / "images" / "samples.png").stat().st_size > 0
     history = trial.logged("eval/dice")
     best = int(np.argmax(history))
     assert history[best] > history[-1]
@@ -132,17 +146,8 @@ def test_the_weights_of_the_best_epoch_are_kept(trial: Trial) -> None:
     assert equal(written.get_weights(), model.get_weights())
 
 
-def test_every_epoch_is_logged_with_sample_predictions(trial: Trial) -> None:
-    trial.run(PARAMS)
-    for metric in ("train/loss", "train/dice", "eval/loss", "eval/dice"):
-        assert np.isfinite(trial.logged(metric)).all()
-        assert len(trial.logged(metric)) == 3
-    assert (trial.folder / "live" / "plots" / "images" / "samples.png").stat().st_size > 0
-    assert (trial.folder / "live" / "metrics.json").exists()
-
-
 def test_training_stops_when_validation_gets_no_better(trial: Trial) -> None:
-    trial.run(PARAMS.model_copy(update={"epochs": 50, "patience": 2, "learning_rate": 1e-9}))
+    trial.run(PARAMS.model_copy(update={"epochs": 50, "patience": 1, "learning_rate": 1e-9}))
     assert len(trial.weights) - 1 < 10
 
 
