@@ -23,14 +23,16 @@ class Augmentation:
     def __init__(self, params: AugmentParams, seed: int) -> None:
         import keras_cv.layers as cv
 
-        geometry = {"fill_mode": "constant", "seed": seed}
+        # Single precision whatever the network has: the sums of contrast overflow in half precision.
+        common: dict[str, Any] = {"seed": seed, "dtype": "float32"}
+        geometry = {"fill_mode": "constant", **common}
         self.rotation = params.rotation and cv.RandomRotation(params.rotation, **geometry)
         steps = [
-            params.flip and cv.RandomFlip("horizontal_and_vertical", seed=seed),
+            params.flip and cv.RandomFlip("horizontal_and_vertical", **common),
             params.shift and cv.RandomTranslation(params.shift, params.shift, **geometry),
             params.zoom and cv.RandomZoom(params.zoom, params.zoom, **geometry),
-            params.brightness and cv.RandomBrightness(params.brightness, value_range=RANGE, seed=seed),
-            params.contrast and cv.RandomContrast(value_range=RANGE, factor=params.contrast, seed=seed),
+            params.brightness and cv.RandomBrightness(params.brightness, value_range=RANGE, **common),
+            params.contrast and cv.RandomContrast(value_range=RANGE, factor=params.contrast, **common),
         ]
         self.steps = [step for step in steps if step]
         self.noise = params.noise
@@ -48,10 +50,10 @@ class Augmentation:
         """
         batch: dict[str, Any] = {"images": images, "segmentation_masks": masks}
         if self.rotation:
-            # This layer alone wants a channel for each class, and rounds them.
-            both = np.concatenate([1 - masks, masks], axis=-1)
+            # This layer alone wants a channel for each class, and rounds them to integers.
+            both = 255 * np.concatenate([1 - masks, masks], axis=-1)
             batch = self.rotation({"images": images, "segmentation_masks": both}, training=True)
-            batch["segmentation_masks"] = batch["segmentation_masks"][..., 1:]
+            batch["segmentation_masks"] = batch["segmentation_masks"][..., 1:] / 255
         for step in self.steps:
             batch = step(batch, training=True)
         changed = np.asarray(batch["images"], np.float32)

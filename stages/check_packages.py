@@ -51,7 +51,7 @@ def installed_closure(wanted: list[Requirement]) -> dict[str, str]:
     """Version of each installed package that the requirements reach."""
     found: dict[str, str] = {}
     problems: list[str] = []
-    queue = [(requirement, True) for requirement in wanted]
+    queue = [(one, True) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     seen: set[tuple[str, str]] = set()
     while queue:
         requirement, direct = queue.pop()

@@ -62,8 +62,8 @@ def data_load(params: DataLoadParams, out: Path, cache: Path = Path("data/.downl
         fresh = Path(scratch) / "tiles"
         with open_source(source, cache) as files:
             tiles = _convert(files, params.mask_threshold, fresh, pinned=bool(PINNED.search(source)))
-        if out.exists():
-            shutil.rmtree(out)
+        if out.exists():  # moved away in one step, so that never half of it is there
+            os.replace(out, Path(scratch) / "old")
         os.replace(fresh, out)
     return tiles
 
@@ -83,7 +83,8 @@ def _convert(files: Source, threshold: int, out: Path, *, pinned: bool) -> list[
         except (ImageError, StageError) as error:
             problems.append(str(error))
     if problems:
-        raise StageError("\n  ".join([f"{len(problems)} problem(s) in the data:", *sorted(problems)]))
+        unique = sorted(set(problems))
+        raise StageError("\n  ".join([f"{len(unique)} problem(s) in the data:", *unique]))
     tiles.sort(key=lambda tile: tile.image)
     write_tiles(out / "tiles.csv", tiles)
     return tiles
@@ -128,8 +129,11 @@ def _manifest_problems(files: Source, names: Sequence[str]) -> list[str]:
     problems += [f"{path}: not in the manifest" for path in found.keys() - expected.keys()]
     shared = sorted(expected.keys() & found.keys())
     for path in tqdm(shared, desc="verifying manifest", unit="file"):
-        if hashlib.sha256(files.read(found[path])).hexdigest() != expected[path]:
-            problems.append(f"{path}: content differs from the manifest")
+        try:
+            if hashlib.sha256(files.read(found[path])).hexdigest() != expected[path]:
+                problems.append(f"{path}: content differs from the manifest")
+        except StageError as error:
+            problems.append(str(error))
     return problems
 
 

@@ -30,7 +30,7 @@ def focal_cross_entropy(truth: Any, probability: Any, gamma: float) -> Any:
 
 
 def soft_dice_loss(truth: Any, probability: Any) -> Any:
-    """1 - 2 sum(t p) / (sum(t) + sum(p)), sums over all pixels of the batch.
+    """1 - (2 sum(t p) + 1) / (sum(t) + sum(p) + 1), sums over all pixels of the batch.
 
     Milletari et al., "V-Net", 2016. Pooling over the batch keeps images without a defect
     meaningful: they only add to the denominator. A batch without any defect costs 1 - 1 / (1 + sum(p)).

@@ -27,6 +27,7 @@ __all__ = [
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1)]
 
 
 def _multiple_of_32(side: int) -> int:
@@ -70,6 +71,7 @@ class DataLoadParams(Section):
     Attributes:
         source: https URL of a zip, path of a zip or a folder, or `synthetic`.
         mask_threshold: a mask pixel is a defect if its grey level is above it, 0-254.
+        synthetic: size of the synthetic set.
     """
 
     source: str = Field(min_length=1)
@@ -157,7 +159,7 @@ class TrainParams(Section):
     image_size: tuple[Side, Side]
     backbone: Literal["resnet18", "resnet34", "resnet50"]
     backbone_weights: str = Field(min_length=1)
-    decoder_filters: tuple[int, int, int, int, int]
+    decoder_filters: tuple[Count, Count, Count, Count, Count]
     frozen_epochs: int = Field(ge=0)
     epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
@@ -198,7 +200,7 @@ class ExportParams(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     keep_versions: int = Field(ge=1)
-    warmup_batches: tuple[int, ...]
+    warmup_batches: tuple[Count, ...]
 
 
 class ValidateParams(Section):

@@ -10,7 +10,7 @@ import logging
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -51,7 +51,10 @@ class FolderSource:
         return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
 
     def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise StageError(f"{self.folder / name} can't be read: {error.strerror or error}") from error
 
 
 class ZipSource:
@@ -74,20 +77,15 @@ class ZipSource:
         # zipfile stops at the size that the header states, and checks the CRC.
         try:
             return self.archive.read(name)
-        except (
-            zipfile.BadZipFile,
-            EOFError,
-            OSError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            raise StageError(f"{self.path} is damaged at {name}: {error}; get it again") from error
+        except Exception as error:  # each way to pack raises errors of its own on damaged data
+            raise StageError(
+                f"{self.path} is damaged at {name}: {error}; remove it and get it again"
+            ) from error
 
 
 def _problems(member: zipfile.ZipInfo) -> Iterator[str]:
-    path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]:
+    path = PureWindowsPath(member.filename)  # knows both slashes, and drives
+    if path.anchor or ".." in path.parts:
         yield f"{member.filename!r}: path leads out of the archive"
     if (member.external_attr >> 16) & 0o170000 == 0o120000:
         yield f"{member.filename!r}: is a link"
@@ -129,7 +127,8 @@ def download(url: str, cache: Path) -> Path:
         StageError: if the URL is not https, or can't be fetched.
     """
     parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+    loopback = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme != "https" and not loopback:
         raise StageError(f"data_load.source: only https is allowed. Received: {url}")
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(parts.path).name or 'archive'}"
     target, partial = cache / name, cache / f"{name}.part"
@@ -138,11 +137,14 @@ def download(url: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with requests.Session() as session:
         retry = Retry(total=4, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))
-        session.mount(f"{parts.scheme}://", HTTPAdapter(max_retries=retry))
+        session.adapters.clear()  # what leads elsewhere over plain http is not followed
+        for prefix in ("https://", f"{parts.scheme}://{parts.netloc}"):
+            session.mount(prefix, HTTPAdapter(max_retries=retry))
         try:
             _stream(session, url, partial)
         except requests.RequestException as error:
-            raise StageError(f"can't download {url}: {error}. {OFFLINE}") from error
+            again = "Run again to go on. " if partial.exists() else ""
+            raise StageError(f"can't download {url}: {error}. {again}{OFFLINE}") from error
     partial.replace(target)
     return target
 
@@ -150,11 +152,14 @@ def download(url: str, cache: Path) -> Path:
 def _stream(session: requests.Session, url: str, partial: Path) -> None:
     have = partial.stat().st_size if partial.exists() else 0
     tag_path = partial.with_suffix(".etag")
-    headers = {}
+    headers = {"Accept-Encoding": "identity"}  # a position in what is packed is none in the file
     # Only a strong validator proves that the rest belongs to what is here.
     if have and tag_path.exists():
-        headers = {"Range": f"bytes={have}-", "If-Range": tag_path.read_text()}
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag_path.read_text()}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if have and answer.status_code == 416:  # all of it is here, but nobody said that it is complete
+            partial.unlink()
+            return _stream(session, url, partial)
         if answer.status_code != 206:
             have = 0
         answer.raise_for_status()
@@ -172,5 +177,5 @@ def _stream(session: requests.Session, url: str, partial: Path) -> None:
                 file.write(piece)
                 bar.update(len(piece))
     if total is not None and partial.stat().st_size != total:
-        raise requests.ConnectionError(f"{partial.stat().st_size} of {total} bytes came; run again to go on")
+        raise requests.ConnectionError(f"{partial.stat().st_size} of {total} bytes came")
     tag_path.unlink(missing_ok=True)

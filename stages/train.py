@@ -89,8 +89,6 @@ def train(
                 model_path,
             )
         raise
-    if not checkpoint.exists():
-        raise StageError("training gave no model: the loss is no number; lower train.learning_rate")
     return _keep_best(checkpoint, model_path)
 
 
@@ -144,7 +142,10 @@ def _fit_phases(
 
 
 def _keep_best(checkpoint: Path, model_path: Path) -> keras.Model:
-    model = keras.models.load_model(checkpoint, compile=False)
+    model = keras.models.load_model(checkpoint, compile=False) if checkpoint.exists() else None
+    # A network that has gone astray finds nothing, which is a Dice all the same.
+    if model is None or not all(np.isfinite(weight).all() for weight in model.get_weights()):
+        raise StageError("training gave no model: the loss is no number; lower train.learning_rate")
     model_path.parent.mkdir(parents=True, exist_ok=True)
     partial = model_path.with_name(f".partial-{model_path.name}")
     model.save(partial)

@@ -1,0 +1,239 @@
+"""Evaluation with a model whose answer is known: every figure here has been counted by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.postprocessing import mask_at
+from stages.evaluate import choose_threshold, evaluate, predict_levels, prediction_path
+from stages.params import EvaluateParams
+from stages.tiles import Tile
+
+PARAMS = EvaluateParams(batch_size=2, component_overlap=0.5, overlays=3)
+SIZE = (32, 64)
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    """Grey level 0-255 -> probability 0-1, so that a tile says what is found on it."""
+    images = keras.Input((*SIZE, 1))
+    return keras.Model(images, keras.layers.Rescaling(1 / 255)(images))
+
+
+class Tiles:
+    """Tiles on disk whose grey levels are what the model finds."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(self, class_: str, name: str, found: np.ndarray, truth: np.ndarray) -> Tile:
+        paths = (f"images/{class_}/{name}.png", f"masks/{class_}/{name}.png")
+        for path, pixels in zip(paths, (found, np.where(truth, 255, 0).astype(np.uint8)), strict=True):
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(self.root / path)
+        height, width = found.shape
+        return Tile(*paths, class_, 0, 0, name, width, height, int(np.count_nonzero(truth)), "", "")
+
+
+def levels(height: int, width: int, **rows: int) -> np.ndarray:
+    """Background 10; `r3=200` sets the first ten pixels of row 3."""
+    pixels = np.full((height, width), 10, np.uint8)
+    for row, level in rows.items():
+        pixels[int(row[1:]), :10] = level
+    return pixels
+
+
+def rows(height: int, width: int, *numbers: int) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[list(numbers), :10] = True
+    return mask
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Tiles:
+    return Tiles(tmp_path / "tiles")
+
+
+@pytest.fixture
+def val(tiles: Tiles) -> list[Tile]:
+    """Defects at 200, background at 99 at most: all levels from 100 to 200 are perfect, 150 the middle."""
+    found = levels(20, 30, r2=200, r8=99)
+    return [tiles.add("Crack", "val", found, rows(20, 30, 2))]
+
+
+@pytest.fixture
+def test_side(tiles: Tiles) -> list[Tile]:
+    """Four tiles whose own best threshold would be another: many of their defects are at 120.
+
+    Crack/half: rows 2 and 8 are defects, row 2 is found: 10 tp, 10 fn, 1 of 2 components.
+    Fray/wrong: row 2 is a defect at 120, row 15 is found for none: 10 fp, 10 fn, 1 false component.
+    Free/clean: nothing. Free/alarm: row 5 is found: 10 fp, a false alarm.
+    """
+    return [
+        tiles.add("Crack", "half", levels(20, 30, r2=220, r8=120), rows(20, 30, 2, 8)),
+        tiles.add("Fray", "wrong", levels(24, 40, r2=120, r15=180), rows(24, 40, 2)),
+        tiles.add("Free", "clean", levels(32, 64), rows(32, 64)),
+        tiles.add("Free", "alarm", levels(20, 20, r5=160), rows(20, 20)),
+    ]
+
+
+@pytest.fixture
+def metrics(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> dict[str, Any]:
+    return evaluate(PARAMS, model, tiles.root, val, test_side, tmp_path / "out")
+
+
+def test_the_threshold_is_chosen_on_validation_alone(
+    metrics: dict[str, Any], model: keras.Model, tiles: Tiles, test_side: list[Tile]
+) -> None:
+    assert metrics["threshold"] == pytest.approx(150 / 255)
+    assert choose_threshold(model, tiles.root, test_side, 2) < 121 / 255, "the test side wants another"
+
+
+def test_pooled_figures_by_hand(metrics: dict[str, Any]) -> None:
+    # tp 10; fp 10 + 10; fn 10 + 10.
+    assert metrics["images"] == 4
+    assert metrics["dice_pooled"] == pytest.approx(20 / (20 + 20 + 20))
+    assert metrics["iou_pooled"] == pytest.approx(10 / 50)
+
+
+def test_figures_of_each_class_by_hand(metrics: dict[str, Any]) -> None:
+    assert metrics["class"] == {
+        "Crack": {"images": 1, "dice": 2 / 3, "iou": 0.5, "component_recall": 0.5},
+        "Fray": {"images": 1, "dice": 0.0, "iou": 0.0, "component_recall": 0.0},
+    }
+    assert metrics["dice_class_mean"] == pytest.approx(1 / 3)
+
+
+def test_defects_and_false_alarms_by_hand(metrics: dict[str, Any]) -> None:
+    assert metrics["component_recall"] == pytest.approx(1 / 3)
+    assert metrics["false_components"] == 2
+    assert metrics["false_alarm_rate"] == pytest.approx(1 / 2)
+
+
+def test_auroc_by_hand(metrics: dict[str, Any]) -> None:
+    # Scores 220 and 180 with a defect, 10 and 160 without: every pair is in order.
+    assert metrics["auroc"] == 1.0
+
+
+def test_auroc_counts_an_empty_mask_as_good_whatever_its_class(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> None:
+    # Its score of 250 is above both defects: 4 of 6 pairs are in order.
+    empty = tiles.add("Uneven", "empty", levels(20, 30, r2=250), rows(20, 30))
+    metrics = evaluate(PARAMS, model, tiles.root, val, [*test_side, empty], tmp_path / "out")
+    assert metrics["auroc"] == pytest.approx(4 / 6)
+    assert metrics["class"]["Uneven"]["component_recall"] is None
+    assert metrics["false_alarm_rate"] == pytest.approx(1 / 2), "good tiles are those of the class Free"
+
+
+def test_the_original_protocol_looks_at_the_centre_of_defect_tiles_alone(
+    model: keras.Model, tiles: Tiles, val: list[Tile], tmp_path: Path
+) -> None:
+    # 20 x 60: the centre square is columns 20 to 39. The defect lies left of it, what is found lies in it.
+    truth, found = np.zeros((20, 60), bool), np.full((20, 60), 10, np.uint8)
+    truth[5:15, :10], truth[5:15, 25:35] = True, True
+    found[5:15, 25:35] = 200
+    wide = tiles.add("Crack", "wide", found, truth)
+    good = tiles.add("Free", "alarm", np.full((20, 20), 200, np.uint8), np.zeros((20, 20), bool))
+    metrics = evaluate(PARAMS, model, tiles.root, val, [wide, good], tmp_path / "out")
+    assert metrics["original_protocol"] == {"dice_pooled": 1.0, "iou_pooled": 1.0}
+    assert metrics["class"]["Crack"]["dice"] == pytest.approx(2 / 3)
+
+
+def test_without_good_tiles_or_defects_what_cannot_be_said_is_left_open(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> None:
+    only_good = evaluate(PARAMS, model, tiles.root, val, test_side[2:3], tmp_path / "good")
+    assert only_good["component_recall"] is None
+    assert only_good["auroc"] is None
+    assert only_good["dice_class_mean"] is None
+    assert only_good["dice_pooled"] == 1.0
+    only_defects = evaluate(PARAMS, model, tiles.root, val, test_side[:2], tmp_path / "defects")
+    assert only_defects["false_alarm_rate"] is None
+    for name in ("good", "defects"):
+        assert "NaN" not in (tmp_path / name / "metrics.json").read_text()
+
+
+def test_predictions_are_kept_at_the_size_of_the_tile(
+    metrics: dict[str, Any], tiles: Tiles, test_side: list[Tile], tmp_path: Path
+) -> None:
+    for tile in test_side:
+        path = prediction_path(tmp_path / "out" / "predictions", tile)
+        kept = np.asarray(Image.open(path))
+        assert path.name == f"{tile.tile}.png"
+        assert kept.shape == (tile.height, tile.width)
+        assert np.array_equal(kept, np.asarray(Image.open(tiles.root / tile.image)))
+
+
+def test_a_tile_that_is_larger_than_the_input_comes_back_at_its_own_size(
+    model: keras.Model, tiles: Tiles
+) -> None:
+    found = np.full((100, 90), 10, np.uint8)
+    found[80:, 60:] = 240
+    ((_, answer),) = predict_levels(model, tiles.root, [tiles.add("Break", "big", found, found > 99)], 1)
+    assert answer.shape == (100, 90)
+    mask = mask_at(answer, 0.5)
+    assert mask[85:, 65:].all()
+    assert not mask[:70].any()
+    assert not mask[:, :50].any()
+
+
+def test_batches_do_not_change_the_answer(model: keras.Model, tiles: Tiles, test_side: list[Tile]) -> None:
+    together = list(predict_levels(model, tiles.root, test_side, 3))
+    alone = list(predict_levels(model, tiles.root, test_side, 1))
+    assert [tile for tile, _ in together] == test_side
+    assert all(np.array_equal(one, two) for (_, one), (_, two) in zip(together, alone, strict=True))
+
+
+def test_the_worst_images_are_drawn_the_worst_first(metrics: dict[str, Any], tmp_path: Path) -> None:
+    # Wrong pixels over all pixels: alarm 10 / 400, wrong 20 / 960, half 10 / 600, clean 0.
+    overlays = sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir())
+    assert overlays == ["01_Free_alarm.png", "02_Fray_wrong.png", "03_Crack_half.png"]
+
+
+def test_metrics_and_plots_are_written(metrics: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    points = json.loads((out / "plots" / "thresholds.json").read_text())
+    assert [point["threshold"] for point in points] == [pytest.approx(k / 255) for k in range(1, 256)]
+    at_threshold = points[149]
+    assert at_threshold["dice"] == pytest.approx(metrics["dice_pooled"])
+    assert at_threshold["recall"] == pytest.approx(1 / 3)
+    assert at_threshold["precision"] == pytest.approx(1 / 3)
+    bars = json.loads((out / "plots" / "classes.json").read_text())
+    assert bars == [{"class": "Crack", "dice": 2 / 3}, {"class": "Fray", "dice": 0.0}]
+
+
+def test_a_component_counts_as_found_from_the_share_that_was_asked_for(
+    model: keras.Model, tiles: Tiles, val: list[Tile], tmp_path: Path
+) -> None:
+    found = levels(20, 30, r2=220)
+    found[2, 4:10] = 20  # four of its ten pixels are left
+    tile = tiles.add("Crack", "part", found, rows(20, 30, 2))
+    recall = [
+        evaluate(
+            PARAMS.model_copy(update={"component_overlap": share}),
+            model,
+            tiles.root,
+            val,
+            [tile],
+            tmp_path / "out",
+        )["component_recall"]
+        for share in (0.4, 0.5)
+    ]
+    assert recall == [1.0, 0.0]
+
+
+def test_rows_name_their_prediction_by_class_and_name(test_side: list[Tile]) -> None:
+    tile = replace(test_side[0], mask="masks/Crack/exp1_num_5.png")
+    assert prediction_path(Path("p"), tile) == Path("p/Crack/exp1_num_5.png")

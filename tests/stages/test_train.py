@@ -1,0 +1,247 @@
+"""Training: repeatable, keeps the best epoch whatever happens, and says why where it can't.
+
+The loop is tried with a network of two convolutions in the place of the UNet, which takes
+its time to compile; tests/test_pipeline.py trains the real one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from dvclive import Live
+
+from stages.dataset import Batches, load_examples
+from stages.errors import StageError, run_stage
+from stages.metrics import PooledDice
+from stages.params import TrainParams
+from stages.train import train
+from tests.stages.conftest import SMALLEST, Data
+
+PARAMS = SMALLEST.model_copy(update={"epochs": 3, "learning_rate": 0.01})
+
+
+def small_network(params: TrainParams) -> keras.Model:
+    """Image to probability, with a layer `resnet18` that can be frozen."""
+    layers = keras.layers
+    inner = keras.Input((*params.image_size, 1))
+    outer = keras.Input((*params.image_size, 1))
+    features = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", activation="relu")(inner))
+    backbone = keras.Model(inner, features, name=params.backbone)
+    positive = keras.initializers.Constant(2.0)  # it finds too much at first, so that Dice is not 0
+    probabilities = layers.Conv2D(1, 3, padding="same", activation="sigmoid", bias_initializer=positive)(
+        backbone(layers.Rescaling(1 / 127.5, offset=-1.0)(outer))
+    )
+    return keras.Model(outer, probabilities, name="unet")
+
+
+class Trial:
+    """A training run with a real log, watched at the end of every epoch.
+
+    Attributes:
+        weights: of the whole network, at the start and after each epoch.
+        backbone: the same of the backbone alone.
+        interrupt_after: epoch after which ^C is pressed.
+        spoil_after: epoch after which the network is made to find nothing.
+    """
+
+    def __init__(self, folder: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.data = folder, data
+        self.model_path = folder / "models" / "unet.keras"
+        self.weights: list[list[np.ndarray]] = []
+        self.backbone: list[list[np.ndarray]] = []
+        self.interrupt_after = self.spoil_after = 0
+        monkeypatch.setattr("stages.train.build_unet", self._build)
+
+    def run(self, params: TrainParams) -> keras.Model:
+        with Live(str(self.folder / "live"), dvcyaml=False, save_dvc_exp=False) as live:
+            log_image = live.log_image
+
+            def at_the_end_of_an_epoch(name: str, picture: Any) -> None:
+                self._remember()
+                log_image(name, picture)
+                if len(self.weights) - 1 == self.spoil_after:
+                    last = self.model.layers[-1]
+                    last.set_weights([0 * last.get_weights()[0], last.get_weights()[1] - 20])
+                if len(self.weights) - 1 == self.interrupt_after:
+                    raise KeyboardInterrupt
+
+            live.log_image = at_the_end_of_an_epoch
+            return train(
+                params,
+                self.data.root,
+                self.data.train,
+                self.data.val,
+                self.model_path,
+                live,
+                self.folder / "checkpoint" / "best.keras",
+            )
+
+    def logged(self, metric: str) -> list[float]:
+        with (self.folder / "live" / "plots" / "metrics" / f"{metric}.tsv").open() as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            return [float(row[metric.rpartition("/")[2]]) for row in rows]
+
+    def _build(self, params: TrainParams) -> keras.Model:
+        self.model = small_network(params)
+        self._remember()
+        return self.model
+
+    def _remember(self) -> None:
+        self.weights.append(self.model.get_weights())
+        self.backbone.append(self.model.get_layer("resnet18").get_weights())
+
+
+@pytest.fixture
+def trial(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    return Trial(tmp_path / "one", data, monkeypatch)
+
+
+# TensorFlow says that its input pipeline is compiled all the same.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Even though the `tf.config.experimental_run_functions_eagerly"
+)
+
+
+@pytest.fixture(autouse=True)
+def small_steps() -> Iterator[None]:
+    """Step by step, since compiling takes longer than these few steps; single precision afterwards."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+    keras.mixed_precision.set_global_policy("float32")
+
+
+def dice(model: keras.Model, data: Data) -> float:
+    metric = PooledDice()
+    batches = Batches(load_examples(data.root, data.val, model.input_shape[1:3]), 4)
+    for images, masks in (batches[index] for index in range(len(batches))):
+        metric.update_state(masks, model(images))
+    return float(metric.result())
+
+
+def equal(one: list[np.ndarray], two: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_every_epoch_is_logged_and_the_weights_of_the_best_are_kept(trial: Trial) -> None:
+    trial.spoil_after = 2
+    model = trial.run(PARAMS)
+    for metric in ("train/loss", "train/dice", "eval/loss", "eval/dice"):
+        assert len(trial.logged(metric)) == 3
+        assert np.isfinite(trial.logged(metric)).all()
+    assert (trial.folder / "live" / "plots" / "images" / "samples.png").stat().st_size > 0
+    history = trial.logged("eval/dice")
+    best = int(np.argmax(history))
+    assert history[best] > history[-1]
+    assert equal(model.get_weights(), trial.weights[1 + best])
+    assert dice(model, trial.data) == pytest.approx(max(history), abs=1e-4)
+    written = keras.models.load_model(trial.model_path, compile=False)
+    assert equal(written.get_weights(), model.get_weights())
+
+
+def test_training_stops_when_validation_gets_no_better(trial: Trial) -> None:
+    trial.run(PARAMS.model_copy(update={"epochs": 50, "patience": 1, "learning_rate": 1e-9}))
+    assert len(trial.weights) - 1 < 10
+
+
+def test_the_same_seed_gives_the_same_start_and_losses_and_another_others(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = []
+    for index, seed in enumerate((1, 1, 2)):
+        trials.append(Trial(tmp_path / str(index), data, monkeypatch))
+        trials[-1].run(PARAMS.model_copy(update={"epochs": 2, "seed": seed}))
+    first, again, other = trials
+    assert equal(first.weights[0], again.weights[0])
+    assert not equal(first.weights[0], other.weights[0])
+    assert first.logged("train/loss") == pytest.approx(again.logged("train/loss"), rel=1e-5)
+    assert first.logged("train/loss") != pytest.approx(other.logged("train/loss"), rel=1e-5)
+
+
+def test_ctrl_c_keeps_the_best_model_and_says_where_it_is(
+    trial: Trial, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial.interrupt_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        trial.run(PARAMS)
+    kept = keras.models.load_model(trial.model_path, compile=False).get_weights()
+    assert any(equal(kept, weights) for weights in trial.weights[1:3])
+    assert f"interrupted; the best model so far is in {trial.model_path}" in caplog.text
+    assert "dvc commit train" in caplog.text
+    assert [path.name for path in trial.model_path.parent.iterdir()] == ["unet.keras"]
+
+
+def test_ctrl_c_does_not_take_the_model_of_an_earlier_run_for_its_own(
+    trial: Trial, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.run(PARAMS.model_copy(update={"epochs": 1}))
+    trial.model_path.unlink()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.train._fit_phases", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trial.run(PARAMS)
+    assert not trial.model_path.exists()
+    assert "the best model so far" not in caplog.text
+
+
+def test_a_learnt_backbone_is_frozen_first_and_trained_then(trial: Trial) -> None:
+    trial.run(
+        PARAMS.model_copy(update={"backbone_weights": "learnt.weights.h5", "frozen_epochs": 1, "epochs": 2})
+    )
+    assert len(trial.weights) == 1 + 1 + 2
+    assert equal(trial.backbone[0], trial.backbone[1]), "with the statistics of its normalization"
+    assert not equal(trial.weights[0], trial.weights[1]), "the decoder learns"
+    assert not equal(trial.backbone[1], trial.backbone[2])
+
+
+def test_random_weights_are_not_frozen(trial: Trial) -> None:
+    trial.run(PARAMS.model_copy(update={"frozen_epochs": 2, "epochs": 1}))
+    assert len(trial.weights) == 1 + 1
+    assert not equal(trial.backbone[0], trial.backbone[1])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_a_loss_that_is_no_number_is_an_error_and_writes_no_model(trial: Trial) -> None:
+    with pytest.raises(StageError, match=r"the loss is no number; lower train\.learning_rate"):
+        trial.run(PARAMS.model_copy(update={"learning_rate": 1e30}))
+    assert not trial.model_path.exists()
+
+
+def test_tiles_without_a_defect_are_refused(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Data(data.root, [tile for tile in data.train if not tile.defect_pixels], data.val, data.test)
+    with pytest.raises(StageError, match=r"no training image has a defect pixel; check data_load\.mask_thr"):
+        Trial(tmp_path, good, monkeypatch).run(PARAMS)
+
+
+def test_mixed_precision_trains_and_writes_a_model(trial: Trial) -> None:
+    model = trial.run(PARAMS.model_copy(update={"epochs": 1, "mixed_precision": True}))
+    assert all(weight.dtype == np.float32 for weight in model.get_weights())
+
+
+def test_how_a_stage_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def refused() -> None:
+        raise StageError("no models/unet.keras; run `dvc repro train`")
+
+    with pytest.raises(SystemExit) as caught:
+        run_stage(interrupted)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(SystemExit) as caught:
+        run_stage(refused)
+    assert caught.value.code == "error: no models/unet.keras; run `dvc repro train`"
+    run_stage(lambda: None)

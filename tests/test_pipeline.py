@@ -1,0 +1,153 @@
+"""The whole pipeline as a user runs it: from a clone to a served model, and nothing to do the second time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {
+    "data_load": {
+        "source": "synthetic",
+        "synthetic": {
+            "tiles_per_class": 3,
+            "good_tiles": 3,
+            "exposures": 1,
+            "height": 40,
+            "width": 40,
+            "seed": 1,
+        },
+    },
+    "data_split": {"test_fraction": 0.3, "val_fraction": 0.3},
+    "train": {
+        "image_size": [32, 32],
+        "backbone": "resnet18",
+        "backbone_weights": "none",
+        "decoder_filters": [8, 8, 8, 8, 8],
+        "epochs": 1,
+    },
+    "evaluate": {"overlays": 2},
+    "export": {"warmup_batches": [1]},
+}
+
+
+class Clone:
+    """A git repository of the tracked files, with small parameters."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        tracked = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        for name in filter(None, tracked.stdout.split("\0")):
+            if (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        yaml = YAML()
+        params = yaml.load(folder / "params.yaml")
+        for section, values in SMALL.items():
+            params[section].update(values)
+        yaml.dump(params, folder / "params.yaml")
+        self.run("git", "init", "-q")
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "-qm", "A clone with small parameters")
+
+    def run(self, *command: str) -> str:
+        """Runs a command at the root of the repository; returns both its outputs."""
+        person = {"NAME": "A tester", "EMAIL": "tester@example.org"}
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "DVC_NO_ANALYTICS": "1",
+            **{
+                f"GIT_{role}_{key}": value
+                for role in ("AUTHOR", "COMMITTER")
+                for key, value in person.items()
+            },
+        }
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
+
+    def read(self, path: str) -> Any:
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which `dvc repro` has been run."""
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    output = clone.run("dvc", "repro")
+    ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+    assert ran == [*YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]]
+    return clone
+
+
+def test_the_second_run_does_nothing(clone: Clone) -> None:
+    output = clone.run("dvc", "repro")
+    ran = [line for line in output.splitlines() if line.startswith("Running stage '")]
+    # It looks at the packages each time, but they are the same.
+    assert ran == ["Running stage 'check_packages':"]
+    assert "Stage 'train' didn't change, skipping" in output
+
+
+def test_git_sees_the_lock_file_alone(clone: Clone) -> None:
+    assert clone.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_metrics_are_written_and_dvc_shows_them(clone: Clone) -> None:
+    shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    assert set(shown) == set(YAML(typ="safe").load(ROOT / "dvc.yaml")["metrics"])
+    metrics = clone.read("results/evaluate/metrics.json")
+    assert 0 <= metrics["dice_pooled"] <= 1
+    assert set(metrics["class"]) == {"Blowhole", "Break", "Crack", "Fray", "Uneven"}
+    assert clone.read("results/validate.json")["images"] == metrics["images"]
+
+
+def test_plots_are_written_and_dvc_draws_them(clone: Clone) -> None:
+    output = clone.run("dvc", "plots", "show", "--out", "page")
+    page = (clone.folder / "page" / "index.html").read_text()
+    shutil.rmtree(clone.folder / "page")
+    titles = [
+        name
+        for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
+        if not isinstance(plot, str)
+        for name in plot
+    ]
+    assert [title for title in titles if title not in page] == []
+    assert "ERROR" not in output
+    assert "WARNING" not in output
+
+
+def test_one_version_is_exported_with_what_there_is_to_say_of_it(clone: Clone) -> None:
+    (version,) = (clone.folder / "models" / "magnetic-tiles").iterdir()
+    assert (version / "saved_model.pb").exists()
+    info = clone.read(f"{version}/assets.extra/model_info.json")
+    assert str(info["version"]) == version.name
+    metrics = clone.read("results/evaluate/metrics.json")
+    assert info["threshold"] == metrics["threshold"]
+    assert info["params"]["image_size"] == [32, 32]
+    assert info["git_revision"].startswith(clone.run("git", "rev-parse", "HEAD").strip())
+
+
+def test_predictions_and_overlays_of_the_test_side_are_kept(clone: Clone) -> None:
+    results = clone.folder / "results" / "evaluate"
+    images = clone.read("results/evaluate/metrics.json")["images"]
+    assert len(list((results / "predictions").rglob("*.png"))) == images
+    assert len(list((results / "overlays").glob("*.png"))) == 2
