@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from serving.client import Prediction, TileClient
-from serving.doctor import examine
+from serving.client.doctor import examine
+from serving.client.ordered import ordered_map
+from serving.client.tile import Tile
 from serving.errors import ImageError, ModelNotFound, RequestRefused, ServerError, ServerUnavailable
-from serving.ordered import ordered_map
-from serving.tile import Tile
 from tests.serving.tiles import encoded, tile, turned
 
 Answer = tuple[int, bytes]
@@ -328,6 +328,6 @@ def test_doctor_stops_at_what_is_wrong(server_url: str) -> None:
 
 
 def test_the_client_is_thin() -> None:
-    code = "import sys, serving.client, serving.cli; print(*sys.modules)"
+    code = "import sys, serving.client.blocking, serving.client.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"tensorflow", "keras", "scipy", "rich", "tqdm"} & set(modules.split())

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.cli import main
-from serving.inputs import collect
+from serving.client.cli import main
+from serving.client.inputs import collect
 from tests.serving.test_client import closed_port, scripted_server
 from tests.serving.tiles import encoded, png_header, tile
 
