@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ MAX_BYTES = 256_000_000
 """Larger files are refused before they are read; 64 megapixels of plain RGB have 192 MB."""
 
 FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO"),
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000"),
     *("PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
 )
 """Formats of pictures. What Pillow hands to another program, as EPS to Ghostscript, is not among them."""
@@ -78,7 +79,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     if data.startswith(PROGRAMS):
         raise ImageError("PostScript and PDF are programs, not pictures; save it as PNG, TIFF or JPEG")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
     except Exception as error:  # Pillow's parsers raise what they like on damaged headers
         raise ImageError("not an image, or in a format that can't be read; use PNG, JPEG or TIFF") from error
     check_size(*image.size)
@@ -87,6 +88,13 @@ def open_image(source: Path | bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise what they like on damaged data
         raise ImageError(f"image is truncated or damaged ({error})") from error
     return image
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow has; it may lack AVIF, WebP or JPEG 2000."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def check_size(width: int, height: int) -> None:
@@ -145,8 +153,8 @@ def read_file(path: Path) -> bytes:
         ImageError: if it can't be read, or is too large.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ImageError("can't be read: no regular file")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+            raise ImageError("can't be read: it is a device or a pipe, no file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > MAX_BYTES else file.read(MAX_BYTES + 1)

@@ -59,11 +59,11 @@ class Summary:
         lines = []
         if self.tiles > MOST_ROWS:
             lines.append(f"the {MOST_ROWS} tiles with the highest scores; --json or --out gives all")
-        if self.earlier:
-            lines.append(f"{self.earlier:,} of them were done before; --force does them again")
         plural = "tile" if self.tiles == 1 else "tiles"
         good = self.tiles - self.defective
         lines.append(f"{self.tiles:,} {plural}: {self.defective:,} with defects, {good:,} good")
+        if self.earlier:
+            lines.append(f"{self.earlier:,} of them were done by an earlier run; --force does them again")
         if out is not None:
             lines.append(f"masks, overlays, results.jsonl and results.csv are in {out}")
         console.print(Text("\n".join(lines)))

@@ -169,6 +169,8 @@ class Results:
             self._release()
 
     def _open(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ServingError(f"can't write {self.folder}: it is a file; name a folder with --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder, os.O_RDONLY)

@@ -254,7 +254,7 @@ def test_a_late_answer_is_not_asked_for_again() -> None:
         (b"{}", "missing 'predictions'"),
         (b'{"predictions": []}', "makes no sense"),
         (b'{"predictions": [3]}', "makes no sense"),
-        (b'{"predictions": [{"mask_bytes": {"b64": "!"}}]}', "no PNG"),
+        (b'{"predictions": [{"mask_bytes": {"b64": "!"}}]}', "no base64"),
         (segment_answer(tile(), mask_bytes={"b64": "AAAA"}), "no PNG"),
         (segment_answer(tile()[:50]), r"PNG of \(100, 50\)"),
         (segment_answer(tile(), label="maybe"), "a label or a mask that is none"),

@@ -45,6 +45,7 @@ def test_a_folder_is_written_out_with_its_subfolders(
     assert printed.err == ""
     stems = ("a", "good", "sub/a")
     expected = {f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")}
+    expected |= {"results.jsonl", "results.csv"}
     assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == expected
     mask = np.asarray(Image.open(out / "a_mask.png"))
     assert np.array_equal(mask[::-1], np.asarray(Image.open(out / "sub" / "a_mask.png")))
