@@ -77,10 +77,10 @@ class Arrivals:
 
     def notice(self, paths: Iterable[Path]) -> None:
         """Takes files, and all in folders, that may be new."""
-        for path in paths:
+        for path in filter(self._is_ours, paths):
             if path.is_dir():
                 self._take(images_below(path, self._without))
-            elif self._is_wanted(path):
+            elif is_image(path):
                 self._take([path])
 
     def look(self) -> None:
@@ -96,10 +96,10 @@ class Arrivals:
         candidate = self._candidates.get(path)
         return candidate is not None and self._clock() - candidate.since < PATIENCE
 
-    def _is_wanted(self, path: Path) -> bool:
+    def _is_ours(self, path: Path) -> bool:
+        """Whether a path is neither hidden nor one of the results."""
         hidden = any(part.startswith(".") for part in path.relative_to(self._folder).parts)
-        inside = self._without is not None and path.absolute().is_relative_to(self._without.absolute())
-        return is_image(path) and not hidden and not inside
+        return not hidden and not (self._without and path.absolute().is_relative_to(self._without.absolute()))
 
     def _take(self, paths: Iterable[Path]) -> None:
         for path in paths:

@@ -127,7 +127,7 @@ def test_a_file_that_is_written_slowly_is_sent_once_and_whole(tmp_path: Path, pr
             for start in range(0, len(data), len(data) // 12):
                 file.write(data[start : start + len(data) // 12])
                 file.flush()
-                time.sleep(SETTLED / 5)
+                time.sleep(SETTLED / 10)
         wait_until(lambda: len(recorded(out)) == 1)
     assert len(proxy.sent) == 1
     [line] = recorded(out)
@@ -281,7 +281,7 @@ def test_what_is_hidden_or_no_image_or_a_result_is_left_alone(tmp_path: Path) ->
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"1")
-        arrivals.notice([path])
+        arrivals.notice([path, path.parent])
     arrivals.look()
     assert list(arrivals._candidates) == [tmp_path / "sub" / "d.png"]
 
