@@ -10,6 +10,8 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from serving.client import rest
 from serving.client.conversation import METADATA, STATUS, Answer, Call, Refused, malformed
 from serving.errors import ServerError, ServerUnavailable
@@ -105,7 +107,9 @@ class GrpcTransport:
         _name(request.model_spec, call)
         request.model_spec.signature_name = call.signature
         for name, value in call.inputs.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto([value]))
+            request.inputs[name].CopyFrom(
+                tf.make_tensor_proto(value[None] if isinstance(value, np.ndarray) else [value])
+            )
         answer = self._predictions.Predict(request, timeout=self.timeout)
         outputs = {name: _value(name, tensor) for name, tensor in answer.outputs.items()}
         return Answer(outputs, answer.model_spec.version.value or None)
