@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,6 +20,7 @@ class Proxy:
         sent: files that clients sent with the signature `segment`, in order.
         is_down: whether it answers 503 instead of asking the server.
         gate: requests for predictions wait for it.
+        alter: given path, request and answer, may give another answer: status, content.
     """
 
     def __init__(self, url: str) -> None:
@@ -28,6 +29,7 @@ class Proxy:
         self.is_down = False
         self.gate = threading.Event()
         self.gate.set()
+        self.alter: Callable[[str, bytes, bytes], tuple[int, bytes] | None] = lambda *_: None
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def proxy_before(server_url: str, port: int = 0) -> Iterator[Proxy]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._pass(requests.get(server_url + self.path, timeout=30))
+            self._pass(requests.get(server_url + self.path, timeout=30), b"")
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -47,11 +49,14 @@ def proxy_before(server_url: str, port: int = 0) -> Iterator[Proxy]:
                 proxy.gate.wait(30)
                 if not proxy.is_down:
                     proxy.sent.append(base64.b64decode(document["instances"][0]["image_bytes"]["b64"]))
-            self._pass(requests.post(server_url + self.path, data=body, timeout=30))
+            self._pass(requests.post(server_url + self.path, data=body, timeout=30), body)
 
-        def _pass(self, answer: requests.Response) -> None:
-            content = b'{"error": "down"}' if proxy.is_down else answer.content
-            self.send_response(503 if proxy.is_down else answer.status_code)
+        def _pass(self, answer: requests.Response, body: bytes) -> None:
+            status, content = answer.status_code, answer.content
+            status, content = proxy.alter(self.path, body, content) or (status, content)
+            if proxy.is_down:
+                status, content = 503, b'{"error": "down"}'
+            self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
