@@ -236,7 +236,7 @@ def test_async_speaks_http_alone() -> None:
 @pytest.mark.parametrize(
     ("module", "code", "text"),
     [
-        ("tensorflow_serving", "TileClient('grpc://127.0.0.1:1')", "pip install .[grpc]"),
+        ("grpc", "TileClient('grpc://127.0.0.1:1')", "pip install .[grpc]"),
         ("httpx", "serving.client.AsyncTileClient", "pip install .[async]"),
     ],
 )
