@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from serving.preprocessing import Placement, resize
 
-__all__ = ["Defect", "find_defects", "label", "mask_at", "probability_levels", "score", "threshold_level"]
+__all__ = [
+    "Defect",
+    "DefectInMm",
+    "find_defects",
+    "label",
+    "mask_at",
+    "probability_levels",
+    "score",
+    "threshold_level",
+]
 
 GOOD, DEFECT = LABELS = ("good", "defect")
 
@@ -36,6 +45,35 @@ class Defect:
     area_percent: float
     centroid: tuple[float, float]
     peak_probability: float
+
+    def in_mm(self, mm_per_pixel: float) -> DefectInMm:
+        """Its lengths on the tile, for a picture whose pixels are squares of a known side.
+
+        Raises:
+            ValueError: if the side is not above 0.
+        """
+        if not 0.0 < mm_per_pixel < math.inf:
+            raise ValueError(f"mm per pixel must be above 0. Received: {mm_per_pixel}")
+        left, top, width, height = (value * mm_per_pixel for value in self.box)
+        x, y = self.centroid
+        return DefectInMm(
+            (left, top, width, height), self.area * mm_per_pixel**2, (x * mm_per_pixel, y * mm_per_pixel)
+        )
+
+
+@dataclass(frozen=True)
+class DefectInMm:
+    """Lengths of a `Defect` in millimetres, from the top left corner of the tile.
+
+    Attributes:
+        box_mm: left, top, width, height.
+        area_mm2: square millimetres.
+        centroid_mm: x, y.
+    """
+
+    box_mm: tuple[float, float, float, float]
+    area_mm2: float
+    centroid_mm: tuple[float, float]
 
 
 def probability_levels(

@@ -8,7 +8,9 @@ does the same with TensorFlow ops (`stages.export`); a test compares the two.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +26,25 @@ __all__ = [
     "open_image",
     "orientation",
     "placement",
+    "read_file",
     "read_image",
     "to_gray",
 ]
 
 MAX_PIXELS = 64_000_000
 """Images with more pixels are refused from their header, before they are decoded."""
+
+MAX_BYTES = 256_000_000
+"""Larger files are refused before they are read; 64 megapixels of plain RGB have 192 MB."""
+
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000"),
+    *("PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
+)
+"""Formats of pictures. What Pillow hands to another program, as EPS to Ghostscript, is not among them."""
+
+PROGRAMS = (b"%!PS", b"%PDF", b"\xc5\xd0\xd3\xc6")
+"""How files of PostScript, PDF and EPS with a preview begin."""
 
 MIN_SIDE = 8
 """Images with a shorter side are refused: nothing on them could be a tile."""
@@ -47,7 +62,7 @@ class Placement:
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """Decodes an image file in any format that Pillow reads.
+    """Decodes an image file in any of `FORMATS`.
 
     Args:
         source: path of the file, or its bytes.
@@ -58,19 +73,28 @@ def open_image(source: Path | bytes) -> Image.Image:
     Raises:
         ImageError: if it is no image, truncated, empty, too small or too large.
     """
-    data = source if isinstance(source, bytes) else _read_file(source)
+    data = source if isinstance(source, bytes) else read_file(source)
     if not data:
         raise ImageError("file is empty (0 bytes)")
+    if data.startswith(PROGRAMS):
+        raise ImageError("PostScript and PDF are programs, not pictures; save it as PNG, TIFF or JPEG")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
     except Exception as error:  # Pillow's parsers raise what they like on damaged headers
-        raise ImageError("not an image, or in a format that Pillow can't read") from error
+        raise ImageError("not an image, or in a format that can't be read; use PNG, JPEG or TIFF") from error
     check_size(*image.size)
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise what they like on damaged data
         raise ImageError(f"image is truncated or damaged ({error})") from error
     return image
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow has; it may lack AVIF, WebP or JPEG 2000."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def check_size(width: int, height: int) -> None:
@@ -122,6 +146,30 @@ def to_gray(image: Image.Image) -> NDArray[np.uint8]:
         raise ImageError(f"colour mode {upright.mode} can't be turned into grey levels") from error
 
 
+def read_file(path: Path) -> bytes:
+    """Reads a file, but no device or pipe, and not more than `MAX_BYTES`.
+
+    Raises:
+        ImageError: if it can't be read, or is too large.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+            raise ImageError("can't be read: it is a device or a pipe, no file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > MAX_BYTES else file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(f"can't be read: {error}") from error
+    if max(size, len(data)) > MAX_BYTES:
+        raise ImageError(
+            f"{max(size, len(data)) / 1e6:,.0f} MB is over the limit of {MAX_BYTES // 1_000_000} MB; "
+            "send one tile per image"
+        )
+    return data
+
+
 def read_image(source: Path | bytes) -> NDArray[np.uint8]:
     """Reads an image file as grey levels: `to_gray(open_image(source))`.
 
@@ -167,13 +215,6 @@ def resize(plane: NDArray[np.float32], place: Placement) -> NDArray[np.float32]:
         return plane
     resized = Image.fromarray(plane).resize((place.width, place.height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"can't be read: {error.strerror or error}") from error
 
 
 def _high_byte(levels: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from serving.client import Prediction, TileClient
-from serving.doctor import examine
+from serving.client.doctor import Check, examine
+from serving.client.ordered import ordered_map
+from serving.client.tile import Tile
 from serving.errors import ImageError, ModelNotFound, RequestRefused, ServerError, ServerUnavailable
-from serving.ordered import ordered_map
-from serving.tile import Tile
+from tests.serving.proxies import proxy_before
 from tests.serving.tiles import encoded, tile, turned
 
 Answer = tuple[int, bytes]
@@ -254,7 +255,7 @@ def test_a_late_answer_is_not_asked_for_again() -> None:
         (b"{}", "missing 'predictions'"),
         (b'{"predictions": []}', "makes no sense"),
         (b'{"predictions": [3]}', "makes no sense"),
-        (b'{"predictions": [{"mask_bytes": {"b64": "!"}}]}', "no PNG"),
+        (b'{"predictions": [{"mask_bytes": {"b64": "!"}}]}', "no base64"),
         (segment_answer(tile(), mask_bytes={"b64": "AAAA"}), "no PNG"),
         (segment_answer(tile()[:50]), r"PNG of \(100, 50\)"),
         (segment_answer(tile(), label="maybe"), "a label or a mask that is none"),
@@ -311,10 +312,16 @@ def test_ordered_map_never_runs_far_ahead() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+def states(checks: Iterable[Check]) -> list[str]:
+    return [check.state for check in checks]
+
+
 def test_doctor_finds_a_sound_server_sound(client: TileClient) -> None:
     checks = list(examine(client))
     assert [check.text for check in checks if check.state == "failed"] == []
-    assert len(checks) >= 8
+    texts = " ".join(check.text for check in checks)
+    for topic in ("answers at", "versions", "signatures", "warm-up", "p95", "payload", "MB", "agree"):
+        assert topic in texts
 
 
 def test_doctor_stops_at_what_is_wrong(server_url: str) -> None:
@@ -327,7 +334,89 @@ def test_doctor_stops_at_what_is_wrong(server_url: str) -> None:
     assert down.state == "failed"
 
 
-def test_the_client_is_thin() -> None:
-    code = "import sys, serving.client, serving.cli; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not {"tensorflow", "keras", "scipy", "rich", "tqdm"} & set(modules.split())
+def test_doctor_hints_at_a_cold_first_request_and_tells_the_later_ones(client: TileClient) -> None:
+    def seconds() -> Iterator[float]:
+        """Ends and starts of requests that take 1 s, then 10 ms each."""
+        now = 0.0
+        for duration in [1.0] + 20 * [0.01]:
+            yield now
+            yield (now := now + duration)
+
+    times = seconds()
+    checks = {check.text.split(":")[0]: check for check in examine(client, lambda: next(times))}
+    assert (checks["warm-up"].state, checks["latency"].state) == ("hint", "ok")
+    assert "first request took 1000 ms, the later ones 10 ms" in checks["warm-up"].text
+    assert "--enable_model_warmup" in checks["warm-up"].mend
+    assert "p50 10 ms, p95 10 ms" in checks["latency"].text
+
+
+@contextmanager
+def altered(server_url: str, alter: Callable[[str, bytes, bytes], Answer | None]) -> Iterator[str]:
+    """A proxy that answers in place of the server where `alter` gives an answer."""
+    with proxy_before(server_url) as proxy:
+        proxy.alter = alter
+        yield proxy.url
+
+
+@pytest.mark.parametrize(
+    ("path", "found", "put", "state", "text", "mend"),
+    [
+        ("/metadata", b'"segment"', b'"segments"', "failed", "signatures are missing: segment", "export"),
+        ("/metadata", b"DT_FLOAT", b"DT_HALF", "failed", "other inputs, outputs or types", "revision"),
+        ("magnetic-tiles", b"AVAILABLE", b"LOADING", "failed", "no version is available", "integer name"),
+        (":predict", b"letterbox", b"centre-crop", "failed", "preprocessing 'centre-crop'", "revision"),
+    ],
+)
+def test_doctor_names_what_is_wrong_with_a_model(
+    server_url: str, path: str, found: bytes, put: bytes, state: str, text: str, mend: str
+) -> None:
+    def alter(asked: str, request: bytes, answer: bytes) -> Answer | None:
+        return (200, answer.replace(found, put)) if asked.endswith(path) else None
+
+    with altered(server_url, alter) as url:
+        last = list(examine(TileClient(url)))[-1]
+    assert last.state == state
+    assert text in last.text
+    assert mend in last.mend
+
+
+def test_doctor_tells_of_a_version_that_failed_and_of_a_proxy_that_refuses_large_requests(
+    server_url: str,
+) -> None:
+    broken = {"version": "1", "state": "END", "status": {"error_code": "NOT_FOUND", "error_message": "gone"}}
+
+    def alter(asked: str, request: bytes, answer: bytes) -> Answer | None:
+        if asked.endswith("magnetic-tiles"):
+            document = json.loads(answer)
+            document["model_version_status"].append(broken)
+            return 200, json.dumps(document).encode()
+        return (413, b"<html>too large</html>") if len(request) > 100_000 else None
+
+    with altered(server_url, alter) as url:
+        hints = [check for check in examine(TileClient(url)) if check.state != "ok"]
+    assert set(states(hints)) <= {"hint"}
+    texts = " ".join(f"{check.text} {check.mend}" for check in hints)
+    assert "1 END gone" in texts
+    assert "is refused" in texts
+    assert "client_max_body_size" in texts
+
+
+def test_the_client_is_thin_and_help_thinner() -> None:
+    def modules(code: str) -> set[str]:
+        command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+    heavy = {"tensorflow", "keras", "grpc", "scipy", "rich", "tqdm", "httpx", "watchfiles"}
+    assert not heavy & modules("from serving.client import TileClient")
+    assert not (heavy | {"numpy", "PIL", "requests"}) & modules(
+        "from serving.client.cli import _parser; _parser().format_help()"
+    )
+
+
+def test_public_names_are_there() -> None:
+    import serving.client
+
+    for name in serving.client.__all__:
+        assert getattr(serving.client, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        _ = serving.client.Nope

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
-from serving.cli import main
-from serving.inputs import collect
+from serving.client import TileClient
+from serving.client.cli import main
+from serving.client.inputs import collect
+from tests.serving.proxies import proxy_before
 from tests.serving.test_client import closed_port, scripted_server
 from tests.serving.tiles import encoded, png_header, tile
 
@@ -45,6 +48,7 @@ def test_a_folder_is_written_out_with_its_subfolders(
     assert printed.err == ""
     stems = ("a", "good", "sub/a")
     expected = {f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")}
+    expected |= {"results.jsonl", "results.csv"}
     assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == expected
     mask = np.asarray(Image.open(out / "a_mask.png"))
     assert np.array_equal(mask[::-1], np.asarray(Image.open(out / "sub" / "a_mask.png")))
@@ -68,6 +72,7 @@ BAD = {
     "cut.png": (encoded(tile())[:150], "truncated or damaged"),
     "empty.png": (b"", "empty (0 bytes)"),
     "dot.png": (encoded(np.zeros((1, 1), np.uint8)), "1 x 1 pixels is too small"),
+    "postscript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are programs, not pictures"),
     "huge.png": (png_header(20_000, 20_000), "20000 x 20000 pixels is over the limit"),
 }
 
@@ -146,13 +151,41 @@ def test_an_output_folder_that_cannot_be_is_one_line(
     assert f"can't write {out}" in capsys.readouterr().err
 
 
+def test_a_newer_version_takes_over_in_the_middle_of_a_run(
+    tmp_path: Path, server_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The proxy shows the real version as 1 until it is asked for the second tile, then as itself."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encoded(tile()))
+    real = str(TileClient(server_url).status()[0].version)
+    predictions: list[str] = []
+
+    def alter(path: str, request: bytes, answer: bytes) -> tuple[int, bytes] | None:
+        is_old = len(predictions) < 2
+        if path.endswith(":predict"):
+            predictions.append(path)
+        if path.endswith("/versions/1:predict") and is_old:
+            return 200, requests.post(f"{server_url}/v1/models/magnetic-tiles:predict", data=request).content
+        if not path.endswith("predict") and is_old:
+            return 200, answer.replace(real.encode(), b"1")
+        return None
+
+    with proxy_before(server_url) as proxy:
+        proxy.alter = alter
+        names = [str(tmp_path / name) for name in ("a.png", "b.png")]
+        assert main(["predict", *names, "--json", "--concurrency", "1", "--url", proxy.url]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["version"] for row in rows] == [1, int(real)]
+
+
 def test_help_teaches_and_needs_no_server() -> None:
     text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
     assert "examples:" in text
     assert "exit codes:" in text
 
 
-def test_ctrl_c_ends_with_130(tiles: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_with_130(tiles: Path, number: signal.Signals) -> None:
     def slow(path: str) -> tuple[int, bytes]:
         asked.append(path)
         time.sleep(3)
@@ -165,7 +198,7 @@ def test_ctrl_c_ends_with_130(tiles: Path) -> None:
         )
         while not asked:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "interrupted" in errors

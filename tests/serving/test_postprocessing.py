@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.postprocessing import find_defects, label, mask_at, score, threshold_level
+from serving.postprocessing import Defect, find_defects, label, mask_at, score, threshold_level
 
 
 @pytest.mark.parametrize("level", range(1, 256))
@@ -65,3 +65,12 @@ def test_label_and_score() -> None:
         "good",
         0.2,
     )
+
+
+def test_lengths_in_millimetres() -> None:
+    defect = Defect((2, 4, 6, 8), 10, 1.0, (3.5, 5.0), 0.9)
+    found = defect.in_mm(0.5)
+    assert (found.box_mm, found.area_mm2, found.centroid_mm) == ((1, 2, 3, 4), 2.5, (1.75, 2.5))
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="mm per pixel must be above 0"):
+            defect.in_mm(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving import preprocessing
 from serving.errors import ImageError
 from serving.postprocessing import probability_levels
-from serving.preprocessing import letterbox, open_image, placement, read_image, to_gray
+from serving.preprocessing import MAX_BYTES, letterbox, open_image, placement, read_image, to_gray
 from tests.serving.tiles import encoded, png_header, tile, turned
 
 SIZES = [(8, 8), (64, 64), (324, 270), (222, 103), (403, 632), (8, 2000), (3000, 9), (65, 64), (1, 1)]
@@ -158,6 +160,39 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
             except ImageError:
                 continue
             assert gray.dtype == np.uint8
+
+
+@pytest.mark.parametrize("start", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%PDF-1.7\n", b"\xc5\xd0\xd3\xc6"])
+def test_programs_are_no_pictures(start: bytes) -> None:
+    with pytest.raises(ImageError, match="programs, not pictures; save it as PNG"):
+        open_image(start + b"%%BoundingBox: 0 0 100 100\n%%EndComments\n")
+
+
+def test_a_format_that_pillow_hands_to_another_program_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    eps = encoded(tile(), "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
+    for data in (eps, b"\n" + eps, eps.replace(b"%!PS", b"%!ps", 1)):
+        with pytest.raises(ImageError, match=r"programs|not an image"):
+            open_image(data)
+    assert not {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"} & set(preprocessing.FORMATS)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="256 MB is over the limit of 256 MB; send one tile"):
+        open_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_device_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", Path("/dev/zero")):
+        with pytest.raises(ImageError, match="a device or a pipe"):
+            open_image(path)
 
 
 def test_a_missing_file_and_a_folder_say_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import ImageError
-from serving.preprocessing import check_size, open_image, orientation, to_gray
+from serving.preprocessing import check_size, open_image, orientation, read_file, to_gray
 
 __all__ = ["Source", "Tile"]
 
@@ -56,7 +56,7 @@ class Tile:
         if isinstance(source, Image.Image):
             check_size(*source.size)
             return cls(to_gray(source))
-        data = source if isinstance(source, bytes) else _read(Path(source))
+        data = source if isinstance(source, bytes) else read_file(Path(source))
         image = open_image(data)
         return cls(to_gray(image), data if _sent_as_it_is(image, data) else None)
 
@@ -85,15 +85,6 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     height, width = plane.shape[:2]
     check_size(width, height)
     return Image.fromarray(np.ascontiguousarray(plane))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"can't be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageError(f"can't be read: {error}") from error
 
 
 def _png(gray: NDArray[np.uint8]) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "Input", "collect"]
+__all__ = ["IMAGE_SUFFIXES", "Input", "Names", "collect", "images_below", "is_image"]
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
@@ -31,7 +31,37 @@ class Input:
     problem: str = ""
 
 
-def collect(arguments: Iterable[str], without: Path | None = None) -> list[Input]:
+class Names:
+    """Names for the results of images, each unlike all others, even where case is ignored, as on macOS.
+
+    Args:
+        given: names that images have already, by absolute path.
+    """
+
+    def __init__(self, given: Mapping[str, str] | None = None) -> None:
+        self._given = dict(given or {})
+        self._taken = {name.lower() for name in self._given.values()}
+
+    def of(self, path: Path, relative: Path) -> str:
+        """The name of an image, the same each time, made of a relative path when it is first asked for."""
+        key = os.path.abspath(path)
+        if key not in self._given:
+            self._given[key] = name = self._free(relative)
+            self._taken.add(name.lower())
+        return self._given[key]
+
+    def _free(self, relative: Path) -> str:
+        full = Path(*(part for part in relative.parts if part not in ("..", relative.anchor)))
+        stem = str(full.with_suffix(""))
+        name = next((name for name in (stem, str(full)) if name.lower() not in self._taken), stem)
+        count = 1
+        while name.lower() in self._taken:
+            count += 1
+            name = f"{stem}-{count}"
+        return name
+
+
+def collect(arguments: Iterable[str], without: Path | None = None, names: Names | None = None) -> list[Input]:
     """Lists the images that arguments name, each once, in the order of the arguments.
 
     Folders are searched to the bottom and sorted; hidden files are left out.
@@ -39,14 +69,40 @@ def collect(arguments: Iterable[str], without: Path | None = None) -> list[Input
     Args:
         arguments: files, folders, and globs (`**` for any depth).
         without: a folder whose files are left out where they were not named, for results.
+        names: that images have already.
     """
-    names: set[str] = set()
+    names = names or Names()
     inputs: dict[str, Input] = {}
     for path, relative, problem in _expand(arguments, without):
         key = os.path.abspath(path)
         if key not in inputs:
-            inputs[key] = Input(path, "" if problem else _free_name(relative, names), problem)
+            inputs[key] = Input(path, "" if problem else names.of(path, relative), problem)
     return list(inputs.values())
+
+
+def images_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
+    """Images in a folder and all folders below it, sorted, but no hidden ones.
+
+    Args:
+        folder: to search.
+        without: a folder that is left out.
+    """
+    skipped = None if without is None else os.path.abspath(without)
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.abspath(os.path.join(parent, name)) != skipped
+        )
+        for name in sorted(files):
+            path = Path(parent, name)
+            if is_image(path):
+                yield path
+
+
+def is_image(path: Path) -> bool:
+    """Whether a folder's file of this name is taken for an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Path, Path, str]]:
@@ -70,19 +126,10 @@ def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Pa
 
 
 def _folder(folder: Path, without: Path | None) -> Iterator[tuple[Path, Path, str]]:
-    skipped = None if without is None else os.path.abspath(without)
     empty = True
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.abspath(os.path.join(parent, name)) != skipped
-        )
-        for name in sorted(files):
-            path = Path(parent, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                empty = False
-                yield path, path.relative_to(folder), ""
+    for path in images_below(folder, without):
+        empty = False
+        yield path, path.relative_to(folder), ""
     if empty:
         yield folder, folder, "no images in this folder"
 
@@ -95,18 +142,3 @@ def _below(match: Path, pattern: str) -> Path:
             break
         fixed.append(part)
     return match.relative_to(Path(*fixed)) if fixed else match
-
-
-def _free_name(relative: Path, names: set[str]) -> str:
-    """A name that differs from all others even where case is ignored, as on macOS."""
-    plain = [part for part in relative.parts if part not in ("..", relative.anchor)]
-    full = Path(*plain)
-    stem = str(full.with_suffix(""))
-    candidates = [stem, str(full)]
-    name = next((name for name in candidates if name.lower() not in names), None)
-    count = 1
-    while name is None or name.lower() in names:
-        count += 1
-        name = f"{stem}-{count}"
-    names.add(name.lower())
-    return name

@@ -20,7 +20,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     lot in work, one waiting, so that a slow item does not leave the other workers idle.
 
     Raises:
-        Exception: what the function raises, in its place; the items after it are not begun.
+        Exception: what the function raises, in its place, once the items in work are done; those
+            after them are not begun.
     """
     executor = ThreadPoolExecutor(workers, thread_name_prefix="tile")
     pending: deque[Future[Result]] = deque()
@@ -31,5 +32,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except Exception:
+        executor.shutdown(cancel_futures=True)  # what is in work must not write once the error is out
+        raise
     finally:
         executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,5 @@
+"""`python -m serving.client`."""
+
+from serving.client.cli import run
+
+run()

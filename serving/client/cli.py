@@ -1,0 +1,223 @@
+"""The command line of `python -m serving.client`. It imports little, so that `--help` comes at once."""
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from serving.client.defaults import DEFAULT_MODEL, DEFAULT_URL
+from serving.errors import ServingError
+
+__all__ = ["main", "run"]
+
+ERROR, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+
+DESCRIPTION = "Finds defects on magnetic tiles with a model server (see `python -m serving.up`)."
+EPILOG = """\
+examples:
+  python -m serving.client predict tile.jpg                 a table of the defects
+  python -m serving.client predict tiles/ --out results/    masks and overlays of a whole folder
+  python -m serving.client predict 'tiles/**/*.png' --json  one JSON object per tile
+  python -m serving.client predict --watch in/ --out done/  each tile that a camera drops, until ^C
+  python -m serving.client status                           versions of the model on the server
+  python -m serving.client doctor                           what is wrong with the server, and how to mend it
+
+exit codes:
+  0    no defect found (status, doctor: all is well; --watch: ended with ^C or SIGTERM)
+  1    an image could not be used, or the server failed; other images were still done
+  2    the command line is wrong
+  3    all images were done, and defects were found (0 with --exit-zero)
+  130  interrupted with ^C or SIGTERM; with --out, the same command goes on where it stopped
+  141  whoever read the output stopped reading
+"""
+PREDICT_EPILOG = """\
+examples:
+  python -m serving.client predict a.jpg b.tif
+  python -m serving.client predict tiles/ --out results/ --threshold 0.7
+  python -m serving.client predict tiles/ --json | jq -r 'select(.label == "defect").image'
+  python -m serving.client predict tile.jpg --url http://inspection:8501 --model-version 20261124080000
+
+An image that can't be used gives one line on stderr (with --json: an object with "error"), and the
+others go on. If the server is down or has no such model, the command stops with one line; --watch
+waits for it. A run with --out that was stopped, even killed, is completed by running it again: what
+is done is not asked again, unless the file, the model's version or an option that counts has changed.
+Exit codes: 0 no defect, 1 error, 2 usage, 3 defects found, 130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in a sound picture
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "predict":
+        _check_predict(parser, options)
+    from serving.client import commands
+
+    try:
+        with commands.make_client(options) as client:
+            code: int = getattr(commands, options.command)(client, options)
+        sys.stdout.flush()
+        return code
+    except ServingError as error:
+        if getattr(options, "json", False):
+            print(json.dumps({"error": str(error)}), flush=True)
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+
+
+def run() -> NoReturn:
+    """Runs as a program: ends at once after ^C or SIGTERM, and quietly when its output is not read."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "\ninterrupted; what was written is complete, and with --out a new run goes on from it\n"
+        )
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # without waiting for requests in flight
+    except BrokenPipeError:
+        os._exit(PIPE_CLOSED)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.client",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    server = _server_options()
+    predicting = commands.add_parser(
+        "predict",
+        parents=[server],
+        help="find the defects of tiles",
+        description="Finds the defects of tiles: files, folders (searched to the bottom) and globs.",
+        epilog=PREDICT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    predicting.set_defaults(command="predict")
+    _add_predict_options(predicting)
+    for name, text in (
+        ("status", "versions of the model on the server, and their states"),
+        ("doctor", "check a server step by step, and say how to mend it"),
+    ):
+        commands.add_parser(
+            name, parents=[server], help=text, description=f"{text.capitalize()}."
+        ).set_defaults(command=name)
+    return parser
+
+
+def _check_predict(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with a message if options of predict don't go together."""
+    if bool(options.images) == (options.watch is not None):
+        parser.error("predict: name images, or a folder to --watch")
+    if options.watch is not None and (options.out is None or options.force):
+        parser.error("predict: --watch needs --out, which remembers what is done, and goes without --force")
+    if options.force and options.out is None:
+        parser.error("predict: --force says to ignore what is done in --out, so it needs --out")
+
+
+def _server_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("server")
+    url = os.environ.get("MAGNETIC_TILES_URL", DEFAULT_URL)
+    group.add_argument(
+        "--url",
+        default=url,
+        help="http://host:8501 (REST) or grpc://host:8500 (environment: MAGNETIC_TILES_URL; %(default)s)",
+    )
+    group.add_argument("--model", default=DEFAULT_MODEL, help="name on the server (%(default)s)")
+    group.add_argument("--model-version", type=_natural, metavar="N", help="version (the latest)")
+    group.add_argument(
+        "--timeout", type=_positive, default=60.0, metavar="S", help="seconds to wait for an answer (60)"
+    )
+    group.add_argument(
+        "--retries",
+        type=_natural,
+        default=3,
+        metavar="N",
+        help="after connection errors and 503 (%(default)s)",
+    )
+    return parser
+
+
+def _add_predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder or glob")
+    parser.add_argument(
+        "--watch", type=Path, metavar="DIR", help="do what lies in a folder, and what comes, until ^C"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write masks, overlays, results.jsonl and results.csv here"
+    )
+    parser.add_argument("--force", action="store_true", help="do again what is done in --out")
+    parser.add_argument(
+        "--mm-per-pixel", type=_above_zero, metavar="MM", help="side of a pixel: gives sizes in mm too"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+    parser.add_argument(
+        "--threshold", type=_threshold, metavar="P", help="on the probability, 0-1 (the model's own)"
+    )
+    parser.add_argument(
+        "--signature",
+        default="segment",
+        metavar="NAME",
+        help="segment: files in, masks out (default); serving_default: numbers in, probabilities out",
+    )
+    parser.add_argument(
+        "--concurrency", type=_counting, default=4, metavar="N", help="requests in flight (%(default)s)"
+    )
+    parser.add_argument("--exit-zero", action="store_true", help="exit with 0 though defects were found")
+
+
+def _number(text: str, lowest: float, rule: str, kind: type[int] | type[float] = int) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = lowest - 1
+    if not lowest <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be {rule}. Received: {text}")
+    return value
+
+
+def _natural(text: str) -> int:
+    return int(_number(text, 0, "a whole number, 0 or more"))
+
+
+def _counting(text: str) -> int:
+    return int(_number(text, 1, "a whole number, 1 or more"))
+
+
+def _positive(text: str) -> float:
+    return float(_number(text, 1e-3, "a number of seconds above 0", float))
+
+
+def _above_zero(text: str) -> float:
+    return float(_number(text, sys.float_info.min, "a number of millimetres above 0", float))
+
+
+def _threshold(text: str) -> float:
+    value = float(_number(text, sys.float_info.min, "a number above 0 and at most 1", float))
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1. Received: {text}")
+    return value

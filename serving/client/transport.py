@@ -1,0 +1,100 @@
+"""HTTP to a model server with threads: time-outs, retries with backoff."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ReadTimeoutError
+from urllib3.util import Retry
+
+from serving.client import rest
+from serving.client.conversation import Answer, Call, Refused
+from serving.errors import ServerError
+
+__all__ = ["RestTransport", "Transport"]
+
+POOL_SIZE = 32
+
+
+class Transport(Protocol):
+    """Carries calls to one server. Safe to share between threads."""
+
+    @property
+    def url(self) -> str:
+        """URL of the server."""
+
+    def ask(self, call: Call) -> Answer | Refused:
+        """Sends a call and returns its answer, which may be a refusal.
+
+        Raises:
+            ServerUnavailable: no connection, no answer in time, or the server is too busy.
+            ServerError: the answer makes no sense, or the URL is none.
+        """
+
+    def close(self) -> None:
+        """Closes the connections."""
+
+
+class _Retry(Retry):
+    """Repeats what never reached the model; an answer that is merely late is not asked for again."""
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        error = kwargs.get("error")
+        if isinstance(error, ReadTimeoutError):
+            raise error
+        return super().increment(*args, **kwargs)
+
+
+class RestTransport:
+    """Speaks JSON over HTTP.
+
+    Args:
+        url: of the server; `http://` is put before it if it has no scheme.
+        timeout: seconds to wait for an answer.
+        retries: further tries after connection errors and 503, for GET and POST.
+        session: your own, for instance with credentials or a CA bundle.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float, retries: int, session: requests.Session | None = None
+    ) -> None:
+        self.url = rest.with_scheme(url)
+        self.timeout = timeout
+        self.session = session or requests.Session()
+        if session is None and urlsplit(self.url).hostname in rest.LOOPBACK:
+            self.session.trust_env = False  # a proxy for the web must not get what is meant for this machine
+        retry = _Retry(
+            total=retries,
+            status_forcelist=[rest.BUSY],
+            allowed_methods=None,  # a prediction changes nothing, so that POST can be repeated
+            backoff_factor=rest.BACKOFF,
+            backoff_max=rest.LONGEST_PAUSE,
+            raise_on_status=False,
+        )
+        self.session.mount(self.url, HTTPAdapter(pool_maxsize=POOL_SIZE, max_retries=retry))
+
+    def ask(self, call: Call) -> Answer | Refused:
+        request = rest.write(call)
+        try:
+            response = self.session.request(
+                request.method,
+                self.url + request.path,
+                data=request.body,
+                headers={"Content-Type": "application/json"} if request.body else None,
+                timeout=(min(rest.CONNECT_TIMEOUT, self.timeout), self.timeout),
+            )
+        except requests.ConnectTimeout as error:
+            raise rest.unavailable(self.url, "no connection in time") from error
+        except requests.Timeout as error:
+            raise rest.late(self.url, self.timeout) from error
+        except requests.ConnectionError as error:
+            raise rest.unavailable(self.url, rest.reason(error)) from error
+        except (requests.RequestException, ValueError) as error:
+            raise ServerError(f"can't ask {self.url}: {rest.clip(str(error))}") from error
+        return rest.read(call, self.url, response.status_code, response.reason, response.content)
+
+    def close(self) -> None:
+        self.session.close()
