@@ -59,7 +59,11 @@ def _line(segment: Any, tf: Any, requests: int, clients: int, setting: tuple[int
     graph = tf.function(run, input_signature=[tf.TensorSpec((None,), tf.string)])
     data = tf.constant([tile_file()])
     rate, times = _measure(lambda: graph(data).numpy(), requests, clients)
-    names = ("      -", "    -", "      -") if setting is None else (f"{setting[0]:7}", f"{setting[1]:5}", f"{setting[2]:7}")
+    names = (
+        ("      -", "    -", "      -")
+        if setting is None
+        else (f"{setting[0]:7}", f"{setting[1]:5}", f"{setting[2]:7}")
+    )
     median, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
     return f"{clients:7}  {'  '.join(names)}  {rate:8.1f}  {median:4.0f} ms  {late:4.0f} ms"
 

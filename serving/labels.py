@@ -71,14 +71,16 @@ def set_labels(
         else:
             _check_version(base_path, version)
             labels[label] = version
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]
 
     _replace(config, head + text_format.MessageToString(message))
     return dict(sorted(labels.items()))
 
 
 def _check_version(base_path: Path, version: int) -> None:
-    there = sorted(int(path.parent.name) for path in base_path.glob("*/saved_model.pb") if path.parent.name.isdecimal())
+    there = sorted(
+        int(path.parent.name) for path in base_path.glob("*/saved_model.pb") if path.parent.name.isdecimal()
+    )
     if version not in there:
         raise ConfigError(
             f"no version {version} in {base_path}; there: {', '.join(map(str, there)) or 'none'}; "

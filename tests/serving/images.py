@@ -14,14 +14,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import psutil
+import pytest
+import requests
 
-from serving.up import IMAGE, free_port
+from serving.errors import ServerUnavailable
+from serving.up import IMAGE, choose_backend, free_port
 
 ROOT = Path(__file__).parents[2]
 NAME = "magnetic-tiles"
@@ -54,6 +58,17 @@ class Container:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in it, as its user, and waits."""
         return subprocess.run([*self.enter(), *command], capture_output=True, text=True, timeout=60)
+
+    def wait(self, is_ready: Callable[[], bool], seconds: float = 60) -> None:
+        """Waits until a condition holds; a container that ends before is a failure."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                if is_ready():
+                    return
+            assert not self.ended(), "the container ended; see its log"
+            assert time.monotonic() < deadline, "the container is not ready; see its log"
+            time.sleep(0.2)
 
 
 class Engine(Protocol):
@@ -181,7 +196,6 @@ class Buildah:
             process.wait()
             sys.stderr.write(log.read_text(errors="replace"))
 
-
     def _scratch(self) -> Path:
         """A /tmp that anyone may write to: Python needs one, TensorFlow Serving doesn't."""
         folder = self._folder / "tmp"
@@ -206,16 +220,21 @@ def _python_folders() -> list[Path]:
     return [path for path in folders if not any(other in path.parents for other in folders)]
 
 
-def why_no_docker() -> str:
-    """Empty where Docker can run the real image."""
-    from serving.errors import ServerUnavailable
-    from serving.up import choose_backend
-
+def why_not(backend: str) -> str:
+    """Why TensorFlow Serving can't be had by a backend of `serving.up`; empty where it can."""
     try:
-        choose_backend("docker")
+        choose_backend(backend)
     except ServerUnavailable as error:
         return str(error)
     return ""
+
+
+def skip_tfserving(reason: str) -> NoReturn:
+    """Skips what needs TensorFlow Serving; where REQUIRE_TFSERVING says that it is there, fails."""
+    text = f"not run against TensorFlow Serving: {reason}"
+    if os.environ.get("REQUIRE_TFSERVING"):
+        pytest.fail(text)
+    pytest.skip(text, allow_module_level=True)
 
 
 def why_no_buildah(folder: Path) -> str:

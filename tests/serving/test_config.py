@@ -251,9 +251,7 @@ def test_the_base_image_is_looked_up_by_its_tag(tmp_path: Path) -> None:
     docker.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/asked\necho sha256:{"1" * 64}\n')
     docker.chmod(0o755)
     environment = {**os.environ, "PINNED": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [ROOT / "scripts/pin_base_image"], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([ROOT / "scripts/pin_base_image"], env=environment, capture_output=True, text=True)
     (version,) = re.findall(r"^ARG TF_SERVING_VERSION=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert done.stdout == f"BASE_IMAGE=tensorflow/serving:{version}@sha256:{'1' * 64}\n", done.stderr
     assert f"tensorflow/serving:{version} " in (tmp_path / "asked").read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from tests.serving.images import (
     Docker,
     Engine,
     make_context,
+    skip_tfserving,
     why_no_buildah,
-    why_no_docker,
+    why_not,
 )
 from tests.serving.tiles import tile
 
@@ -36,8 +36,9 @@ def engine(
     request: pytest.FixtureRequest, servable_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:
     folder = tmp_path_factory.mktemp("image")
-    reason = why_no_docker() if request.param == "docker" else why_no_buildah(folder)
-    if reason:
+    if request.param == "docker" and (reason := why_not("docker")):
+        skip_tfserving(reason)
+    if request.param == "stand-in" and (reason := why_no_buildah(folder)):
         pytest.skip(reason)
     engine: Engine = Docker() if request.param == "docker" else Buildah(folder)
     engine.build(make_context(tmp_path_factory.mktemp("context"), servable_path))
@@ -59,12 +60,8 @@ def health(engine: Engine, container: Container) -> str:
     return f"exit code {done.returncode}: {done.stdout}{done.stderr}" if done.returncode else ""
 
 
-def wait_until_healthy(engine: Engine, container: Container, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while complaint := health(engine, container):
-        assert not container.ended(), "the container ended, see its log"
-        assert time.monotonic() < deadline, complaint
-        time.sleep(0.2)
+def wait_until_healthy(engine: Engine, container: Container) -> None:
+    container.wait(lambda: not health(engine, container))
 
 
 def test_the_client_gets_its_masks_from_the_container(container: Container) -> None:
@@ -158,10 +155,7 @@ def test_labels_of_a_mounted_configuration_work_and_move_without_a_restart(
         assert version_of(container, "stable") == old
         assert version_of(container, "canary") is None
         set_labels(config / "models.config", {"stable": old + 1, "canary": old + 1}, models)
-        deadline = time.monotonic() + 30
-        while version_of(container, "stable") != old + 1:
-            assert time.monotonic() < deadline, version_of(container, "stable")
-            time.sleep(0.2)
+        container.wait(lambda: version_of(container, "stable") == old + 1)
         assert version_of(container, "canary") == old + 1
 
 
