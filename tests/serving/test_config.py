@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from ruamel.yaml import YAML
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.client import DEFAULT_MODEL
+from serving.client import TileClient
 from stages.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def beside_python(program: str) -> str:
 
 def test_every_version_of_the_exported_model_is_served_and_none_is_labelled_yet() -> None:
     (model,) = parsed("models.config", model_server_config_pb2.ModelServerConfig).model_config_list.config
-    assert model.name == load_params().export.name == DEFAULT_MODEL
+    assert model.name == load_params().export.name == TileClient().model
     assert model.base_path == f"/models/{model.name}"
     assert model.model_platform == "tensorflow"
     assert model.model_version_policy.WhichOneof("policy_choice") == "all"
