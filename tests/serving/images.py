@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,17 +32,15 @@ ROOT = Path(__file__).parents[2]
 NAME = "magnetic-tiles"
 LAUNCHER = """\
 #!/bin/bash
-# The embedded server speaks no gRPC.
-flags=()
-for flag; do [[ $flag == --port=* ]] || flags+=("$flag"); done
-if ! PYTHONPATH={root} {python} -m serving.local --help | {python} -c 'import sys; sys.exit("model_config_file" not in sys.stdin.read())'; then
-  keep=(--model_name=magnetic-tiles --model_base_path=/models/magnetic-tiles)
-  for flag in "${{flags[@]}}"; do [[ $flag == *config* || $flag == *batching* || $flag == *labels* ]] || keep+=("$flag"); done
-  flags=("${{keep[@]}}")
-fi
+# Passes on what the embedded server has: it speaks no gRPC, for one.
+flags=({instead})
+for flag; do
+  if [[ " {known} " == *" ${{flag%%=*}} "* ]]; then flags+=("$flag"); else echo "left out: $flag" >&2; fi
+done
 export PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1 CUDA_VISIBLE_DEVICES=-1
 exec {python} -m serving.local "${{flags[@]}}"
 """
+CONFIG_FILE = "--model_config_file"
 # Remounts the root of a container before it starts, in a mount namespace of its own.
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
 
@@ -79,6 +78,8 @@ class Engine(Protocol):
     def config(self) -> dict[str, Any]:
         """What the image says of itself."""
 
+    def lacks(self, flag: str) -> bool: ...
+
     def run(self, *flags: str, volumes: dict[Path, str]) -> contextlib.AbstractContextManager[Container]: ...
 
 
@@ -98,6 +99,9 @@ class Docker:
     """Docker, with the real base image."""
 
     tag = "magnetic-tiles:test"
+
+    def lacks(self, flag: str) -> bool:
+        return False
 
     def build(self, context: Path) -> None:
         base = os.environ.get("BASE_IMAGE", IMAGE)
@@ -138,9 +142,14 @@ class Buildah:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         storage = [f"--root={folder}/storage", f"--runroot={folder}/run", "--storage-driver=vfs"]
-        self._buildah = ["buildah", *storage]
+        # TMPDIR: a container that is ended by force leaves its folder there.
+        self._buildah = ["env", f"TMPDIR={folder}", "buildah", *storage]
         self._bud = [*self._buildah, "bud", "--isolation=chroot", "--format=docker", "--quiet"]
         self._lent = _python_folders()
+        usage = subprocess.run(
+            [sys.executable, "-m", "serving.local", "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        self._known = sorted(set(re.findall(r"--\w+", usage.stdout)))
 
     def build(self, context: Path) -> None:
         rootfs = self._folder / "rootfs"
@@ -155,7 +164,7 @@ class Buildah:
             (rootfs / path.relative_to("/")).mkdir(parents=True)
         shutil.copy("/bin/bash", rootfs / "usr/bin/bash")
         launcher = rootfs / "usr/bin/tensorflow_model_server"
-        launcher.write_text(LAUNCHER.format(root=ROOT, python=sys.executable))
+        launcher.write_text(self._launcher())
         launcher.chmod(0o755)
         (self._folder / "Dockerfile").write_text("FROM scratch\nCOPY rootfs /\n")
         _output(*self._bud, "-t", self.base, "-f", f"{self._folder}/Dockerfile", str(self._folder))
@@ -192,9 +201,19 @@ class Buildah:
                 lambda: process.poll() is not None,
             )
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # buildah does not pass signals on
             process.wait()
             sys.stderr.write(log.read_text(errors="replace"))
+
+    def lacks(self, flag: str) -> bool:
+        """Whether the stand-in's server has no such flag."""
+        return flag not in self._known
+
+    def _launcher(self) -> str:
+        # Without model_config_file, the model is named as the image's models.config names it.
+        instead = f"--model_name={NAME} --model_base_path=/models/{NAME}" if self.lacks(CONFIG_FILE) else ""
+        known = " ".join(self._known)
+        return LAUNCHER.format(root=ROOT, python=sys.executable, known=known, instead=instead)
 
     def _scratch(self) -> Path:
         """A /tmp that anyone may write to: Python needs one, TensorFlow Serving doesn't."""

@@ -213,6 +213,17 @@ def test_all_name_the_same_base_image() -> None:
     assert build["args"]["BASE_IMAGE"] == f"${{BASE_IMAGE:-tensorflow/serving:{version}}}"
 
 
+def test_the_server_is_told_of_every_configuration_file() -> None:
+    (entrypoint,) = re.findall(r"^ENTRYPOINT (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    program, *flags = json.loads(entrypoint)
+    assert program == "/usr/bin/tensorflow_model_server"
+    files = dict(flag.split("=") for flag in flags if "=/config/" in flag)
+    assert set(files) == {"--model_config_file", "--batching_parameters_file", "--monitoring_config_file"}
+    assert {Path(file).name for file in files.values()} == {path.name for path in CONFIG.iterdir()}
+    assert "--enable_batching=true" in flags  # without it the server refuses the file
+    assert "--allow_version_labels_for_unavailable_models=true" in flags  # else labels stop the start
+
+
 def test_the_dockerfile_passes_its_linter() -> None:
     run(beside_python("hadolint"), "Dockerfile.serving")
 

@@ -132,7 +132,13 @@ def test_the_image_says_what_it_is(engine: Engine) -> None:
     assert labels["org.opencontainers.image.revision"] == "unknown"
 
 
-def test_metrics_are_where_prometheus_looks(container: Container) -> None:
+def skip_without(engine: Engine, flag: str) -> None:
+    if engine.lacks(flag):
+        pytest.skip(f"the embedded server has no {flag}")
+
+
+def test_metrics_are_where_prometheus_looks(engine: Engine, container: Container) -> None:
+    skip_without(engine, "--monitoring_config_file")
     with TileClient(container.url) as client:
         client.predict(tile())
     page = requests.get(f"{container.url}/monitoring/prometheus/metrics", timeout=30)
@@ -143,6 +149,7 @@ def test_metrics_are_where_prometheus_looks(container: Container) -> None:
 def test_labels_of_a_mounted_configuration_work_and_move_without_a_restart(
     engine: Engine, servable_path: Path, tmp_path: Path
 ) -> None:
+    skip_without(engine, "--model_config_file")
     config, models = tmp_path / "config", tmp_path / "models" / NAME
     shutil.copytree(ROOT / "serving/config", config)
     (old,) = (int(path.name) for path in servable_path.iterdir())
