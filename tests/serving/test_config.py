@@ -189,6 +189,62 @@ def test_prometheus_accepts_its_configuration_and_all_queries(tmp_path: Path) ->
     run("promtool", "check", "rules", str(path))
 
 
+def fires(alert: str, at: str, **labels: str) -> dict[str, object]:
+    """What promtool is to expect: an alert with these labels at a time."""
+    (rule,) = [
+        rule
+        for group in read_yaml(MONITORING / "prometheus/alerts.yml")["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == alert
+    ]
+    texts = {
+        key: re.sub(r"{{ \$labels\.(\w+) }}", lambda name: labels[name[1]], text)
+        for key, text in rule["annotations"].items()
+    }
+    return {
+        "alertname": alert,
+        "eval_time": at,
+        "exp_alerts": [{"exp_labels": {**rule["labels"], **labels}, "exp_annotations": texts}],
+    }
+
+
+def silent(alert: str, at: str) -> dict[str, object]:
+    return {"alertname": alert, "eval_time": at, "exp_alerts": []}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool on the PATH (Debian: prometheus)")
+def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
+    count, latency = ":tensorflow:serving:request_count", ":tensorflow:serving:request_latency_bucket"
+    loads = ":tensorflow:cc:saved_model:load_attempt_count"
+    target = {"job": "serving", "instance": "serving:8501"}
+    series = {
+        'up{job="serving",instance="serving:8501"}': "1x10 0x20",
+        f'{count}{{model_name="m",status="OK"}}': "0+60x30",
+        f'{count}{{model_name="m",status="UNAVAILABLE"}}': "0x10 3+3x20",  # from then on 3 of 63
+        f'{latency}{{API="predict",le="500000"}}': "0+60x10 600x20",
+        f'{latency}{{API="predict",le="2000000"}}': "0+60x30",
+        f'{latency}{{API="predict",le="+Inf"}}': "0+60x30",
+        f'{loads}{{model_path="/models/m/2",status="fail"}}': "_x10 1x20",
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [
+            *(silent(alert, "10m") for alert in ("ServingDown", "ServingErrors", "ServingSlow")),
+            fires("ServingDown", "13m", **target),
+            fires("ServingErrors", "25m"),
+            fires("ServingSlow", "25m"),
+            silent("ModelLoadFailed", "9m"),
+            fires("ModelLoadFailed", "12m", model_path="/models/m/2", status="fail"),
+            silent("ModelLoadFailed", "30m"),
+        ],
+    }
+    rules = [str(MONITORING / "prometheus/alerts.yml")]
+    path = tmp_path / "test.yml"
+    path.write_text(json.dumps({"rule_files": rules, "tests": [test]}))
+    run("promtool", "test", "rules", str(path))
+
+
 def test_the_compose_file_is_valid_and_mounts_what_is_there() -> None:
     run(beside_python("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "compose.yaml")
     compose = read_yaml(ROOT / "compose.yaml")
