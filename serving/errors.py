@@ -1,6 +1,7 @@
 """Errors that a user of the client or of a server can meet.
 
 ServingError
+├── ConfigError       a configuration file can't be used, or what is to be written there
 ├── ImageError        this one image can't be used; others can
 └── ServerError       the server can't be reached, or refuses
     ├── ServerUnavailable   no connection, time-out, or 503 after all retries
@@ -11,6 +12,7 @@ ServingError
 from __future__ import annotations
 
 __all__ = [
+    "ConfigError",
     "ImageError",
     "ModelNotFound",
     "RequestRefused",
@@ -22,6 +24,10 @@ __all__ = [
 
 class ServingError(Exception):
     """Base of all errors of this package; its text is one line meant for a person."""
+
+
+class ConfigError(ServingError):
+    """A configuration file that can't be used, or a setting that can't be written there."""
 
 
 class ImageError(ServingError):

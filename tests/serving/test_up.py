@@ -207,11 +207,3 @@ def test_all_tensorflow_servings_are_of_the_pinned_version() -> None:
     dockerfile = (ROOT / "Dockerfile.serving").read_text()
     assert f"tensorflow/serving:{pinned}" == IMAGE
     assert re.findall(r"^ARG TF_SERVING_VERSION=(\S+)$", dockerfile, re.MULTILINE) == [pinned]
-
-
-def test_the_image_serves_the_exported_model_under_its_name() -> None:
-    dockerfile = (ROOT / "Dockerfile.serving").read_text()
-    (name,) = re.findall(r"^ENV MODEL_NAME=(\S+)$", dockerfile, re.MULTILINE)
-    assert f"COPY models/{name} /models/{name}" in dockerfile
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert [line for line in ignored if line and not line.startswith("#")] == ["*", f"!models/{name}"]

@@ -1,0 +1,1 @@
+"""Measurements that the documentation states; each module is a command."""
