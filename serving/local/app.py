@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from importlib.resources import files
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -37,6 +38,12 @@ _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, GET",
     "Access-Control-Allow-Headers": "Content-Type",
+}
+_PAGE = files("serving") / "page" / "index.html"
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",  # the rest is in the page, where files have it too
+    "X-Content-Type-Options": "nosniff",
 }
 _METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]
 
@@ -89,7 +96,12 @@ def make_app(
             code, body = 500, encode_error(f"{type(error).__name__}: {error}")
         return Response(body, code, headers, "application/json")
 
-    return Starlette(routes=[Route("/{path:path}", answer, methods=_METHODS)])
+    return Starlette(routes=[Route("/", _page), Route("/{path:path}", answer, methods=_METHODS)])
+
+
+def _page(_: Request) -> Response:
+    """The page to look at, which TensorFlow Serving itself has not."""
+    return Response(_PAGE.read_bytes(), headers=_PAGE_HEADERS, media_type="text/html")
 
 
 def _route(
