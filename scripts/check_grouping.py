@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def mask_overlap(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 def neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Tile]]:
     """Each two images that follow each other in the numbering."""
     numbered = sorted((tile for tile in tiles if tile.number), key=lambda tile: (tile.number, tile.exposure))
-    yield from zip(numbered, numbered[1:], strict=False)
+    yield from pairwise(numbered)
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         rng = np.random.default_rng((self.seed, self.round, index))
         pairs = [self._example(rng) for _ in range(self.params.batch_size)]
         images, masks = (np.stack(planes) for planes in zip(*pairs, strict=True))
-        return self.augment(images, masks / np.float32(255))
+        return self.augment(images.astype(np.float32), masks.astype(np.float32) / np.float32(255))
 
     def on_epoch_end(self) -> None:
         """Goes on to batches that have not been seen."""
