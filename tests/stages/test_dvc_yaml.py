@@ -113,7 +113,7 @@ def test_every_stage_depends_on_the_packages(stage: str) -> None:
 
 
 def test_params_sections_exist_and_each_is_read_by_a_stage() -> None:
-    used = {name for stage in STAGES.values() for name in stage.get("params", [])}
+    used = {name.partition(".")[0] for stage in STAGES.values() for name in stage.get("params", [])}
     assert used == {field.alias or name for name, field in Params.model_fields.items()}
 
 
@@ -128,7 +128,8 @@ def test_a_stage_tracks_the_sections_that_its_main_reads(stage: str) -> None:
     } & {name.rstrip("_") for name in Params.model_fields}
     # Of another stage's section these take what that stage has already put into its outputs.
     read -= {"export": {"train"}, "validate": {"export"}}.get(stage, set())
-    assert read == set(STAGES[stage].get("params", []))
+    # A stage may track single keys of a section: pretrain leaves out those of the later training.
+    assert read == {name.partition(".")[0] for name in STAGES[stage].get("params", [])}
 
 
 def test_metrics_plots_and_artifacts_are_outputs_of_stages() -> None:
