@@ -15,26 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from scripts.montage import montage
 from serving.preprocessing import read_image
 from stages.dataset import read_mask
+from stages.lookalikes import structure
 from stages.tiles import Tile, read_tiles
 
 SIDE = 96
 ALIKE = 0.25
 """Correlation above which two pictures are taken for one tile; see the table that is printed."""
 SHEET_PAIRS = 12
-
-
-def structure(path: Path) -> NDArray[np.float32]:
-    """Fine structure of a picture, (96, 96) float32, mean 0 and norm 1: light and exposure are gone."""
-    small = Image.fromarray(read_image(path)).resize((SIDE, SIDE), Image.Resampling.BOX)
-    gray = np.asarray(small, np.float32)
-    fine = ndimage.gaussian_filter(gray, 1) - ndimage.gaussian_filter(gray, 6)
-    fine = fine[6:-6, 6:-6] - fine[6:-6, 6:-6].mean()
-    return np.asarray(fine / max(float(np.linalg.norm(fine)), 1e-6), np.float32)
 
 
 def correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -73,7 +64,7 @@ def main() -> None:
     data: Path = options.data
     found: dict[bool, list[tuple[float, float, Tile, Tile]]] = {True: [], False: []}
     for one, other in neighbours(read_tiles(data / "tiles.csv")):
-        alike = correlation(structure(data / one.image), structure(data / other.image))
+        alike = correlation(*(structure(read_image(data / tile.image)) for tile in (one, other)))
         overlap = float("nan")
         if one.defect_pixels and other.defect_pixels:
             overlap = mask_overlap(read_mask(data / one.mask), read_mask(data / other.mask))

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from stages.errors import StageError, run_stage
+from stages.lookalikes import find_lookalikes, merge_lookalikes
 from stages.params import DataSplitParams, load_params
 from stages.tiles import CLASSES, Tile, read_tiles, write_tiles
 
@@ -24,16 +25,18 @@ SIDES = ("train", "val", "test")
 Split = dict[str, list[Tile]]
 
 
-def data_split(params: DataSplitParams, tiles: Sequence[Tile], out: Path) -> dict[str, Any]:
+def data_split(params: DataSplitParams, data: Path, tiles: Sequence[Tile], out: Path) -> dict[str, Any]:
     """Divides the tiles and writes `train.csv`, `val.csv`, `test.csv` and `summary.json`.
 
     Args:
-        params: strategy, fractions of the images, seed.
+        params: strategy, fractions of the images, what is one piece, seed.
+        data: folder to which the paths of the tiles are relative.
         tiles: rows of the index, in any order.
         out: folder to write.
 
     Returns:
-        The summary: images by side and class, tiles by side, and leaks between sides.
+        The summary: images by side and class, tiles by side, tiles that turned out to be one
+        piece, and leaks between sides.
 
     Raises:
         StageError: if there are too few tiles, or a grouped split leaks.
@@ -41,13 +44,23 @@ def data_split(params: DataSplitParams, tiles: Sequence[Tile], out: Path) -> dic
     if params.test_fraction + params.val_fraction >= 1:
         raise StageError("data_split: test_fraction and val_fraction together must be below 1")
     ordered = sorted(tiles, key=lambda tile: tile.image)
-    divide = split_grouped if params.strategy == "grouped" else split_random
-    sides = divide(params, ordered)
+    pieces = merge_lookalikes(
+        ordered, find_lookalikes(data, ordered, params.lookalike) if params.lookalike < 1 else []
+    )
+    if params.strategy == "grouped":
+        sides = split_grouped(params, ordered, pieces)
+    else:
+        sides = split_random(params, ordered)
     if empty := [side for side in SIDES if not sides[side]]:
         raise StageError(
             f"data_split: no image is left for {', '.join(empty)}; add tiles or change fractions"
         )
-    summary = {"strategy": params.strategy, **_summary(sides), "leaks": leaks(sides)}
+    summary = {
+        "strategy": params.strategy,
+        **_summary(sides),
+        "merged_tiles": _merged(pieces),
+        "leaks": leaks(sides, pieces),
+    }
     if params.strategy == "grouped" and any(summary["leaks"].values()):
         raise StageError(
             f"data_split: the grouped split leaks: {summary['leaks']}. Identical images under "
@@ -69,16 +82,16 @@ def split_random(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
     return {side: [tiles[i] for i in chosen] for side, chosen in zip(SIDES, (train, val, test), strict=True)}
 
 
-def split_grouped(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
-    """All images of a tile on one side, stratified by the class of the tile.
+def split_grouped(params: DataSplitParams, tiles: Sequence[Tile], pieces: Mapping[str, str]) -> Split:
+    """All images of a piece on one side, stratified by the class of the piece.
 
-    Within a class, tiles are shuffled, the largest first, and each goes to the side that is
-    furthest from its share of that class's images. A tile that is in several class folders
-    counts for its rarest class.
+    Within a class, pieces are shuffled, the largest first, and each goes to the side that is
+    furthest from its share of that class's images. A piece that is in several class folders
+    counts for its rarest class. `pieces` names the piece of each tile.
     """
     groups: dict[str, list[Tile]] = defaultdict(list)
     for tile in tiles:
-        groups[tile.tile].append(tile)
+        groups[pieces[tile.tile]].append(tile)
     frequency = Counter(tile.class_ for tile in tiles)
     by_class: dict[str, list[str]] = defaultdict(list)
     for name, members in groups.items():
@@ -98,19 +111,19 @@ def split_grouped(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
     return sides
 
 
-def leaks(sides: Mapping[str, Sequence[Tile]]) -> dict[str, int]:
-    """What is on more than one side: tiles, identical images, images with a sibling in train."""
+def leaks(sides: Mapping[str, Sequence[Tile]], pieces: Mapping[str, str]) -> dict[str, int]:
+    """What is on more than one side: pieces, identical images, images with a sibling in train."""
     where: dict[tuple[str, str], set[str]] = defaultdict(set)
     for side, tiles in sides.items():
         for tile in tiles:
-            where["tile", tile.tile].add(side)
+            where["piece", pieces[tile.tile]].add(side)
             where["image", tile.image_sha256].add(side)
-    trained = {tile.tile for tile in sides["train"]}
+    trained = {pieces[tile.tile] for tile in sides["train"]}
     return {
-        "tiles_on_several_sides": sum(len(s) > 1 for (kind, _), s in where.items() if kind == "tile"),
+        "pieces_on_several_sides": sum(len(s) > 1 for (kind, _), s in where.items() if kind == "piece"),
         "images_on_several_sides": sum(len(s) > 1 for (kind, _), s in where.items() if kind == "image"),
-        "val_images_with_sibling_in_train": sum(tile.tile in trained for tile in sides["val"]),
-        "test_images_with_sibling_in_train": sum(tile.tile in trained for tile in sides["test"]),
+        "val_images_with_sibling_in_train": sum(pieces[tile.tile] in trained for tile in sides["val"]),
+        "test_images_with_sibling_in_train": sum(pieces[tile.tile] in trained for tile in sides["test"]),
     }
 
 
@@ -150,14 +163,22 @@ def _summary(sides: Split) -> dict[str, Any]:
     }
 
 
+def _merged(pieces: Mapping[str, str]) -> list[list[str]]:
+    members: dict[str, list[str]] = defaultdict(list)
+    for tile, piece in pieces.items():
+        members[piece].append(tile)
+    return [names for names in members.values() if len(names) > 1]
+
+
 def main() -> None:
     """Runs the stage on params.yaml."""
-    summary = data_split(
-        load_params().data_split, read_tiles(Path("data/tiles/tiles.csv")), Path("data/split")
-    )
+    data = Path("data/tiles")
+    summary = data_split(load_params().data_split, data, read_tiles(data / "tiles.csv"), Path("data/split"))
     for side in SIDES:
         counts = ", ".join(f"{name} {count}" for name, count in summary["images"][side].items())
         log.info("%-5s %3d tiles: %s", side, summary["tiles"][side], counts)
+    if summary["merged_tiles"]:
+        log.info("tiles that are one piece by their look: %s", summary["merged_tiles"])
     log.info("leaks: %s", summary["leaks"])
 
 

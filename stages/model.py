@@ -17,8 +17,11 @@ __all__ = ["build_unet"]
 DEFECT_SHARE = 0.05
 """Probability that an untrained network answers, so that it starts near the rare class's share."""
 
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
-"""What keras.applications' ResNet50 subtracts from its input."""
+IMAGENET_DEVIATION = 58.0
+"""Standard deviation of ImageNet's grey levels about the means that keras.applications subtracts."""
+
+FLAT = 16.0
+"""Variance, in squared grey levels, below which noise is no longer blown up to full contrast."""
 
 
 def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
@@ -41,10 +44,15 @@ def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
     backbone_weights = "none" if weights else params.backbone_weights
     backbone = build_backbone(params.backbone, backbone_weights, params.image_size)
     images = keras.Input((*params.image_size, 1), name="images")
-    colours = layers.Concatenate(name="colours")([images] * 3)
-    normalized = _normalization(params.backbone_weights)(colours)
-    stride2, stride4, stride8, stride16, stride32 = backbone(normalized)
-    fine = _conv(normalized, params.decoder_filters[-1], "input_skip")
+    # Each image by its own mean and deviation: one tile is photographed under many exposures.
+    standard = layers.LayerNormalization(
+        axis=(1, 2, 3), epsilon=FLAT, center=False, scale=False, dtype="float32", name="standardization"
+    )(images)
+    if params.backbone_weights == "imagenet":
+        standard = layers.Rescaling(IMAGENET_DEVIATION, name="imagenet_range")(standard)
+    colours = layers.Concatenate(name="colours")([standard] * 3)
+    stride2, stride4, stride8, stride16, stride32 = backbone(colours)
+    fine = _conv(colours, params.decoder_filters[-1], "input_skip")
     x = stride32
     skips = (stride16, stride8, stride4, stride2, fine)
     for index, (skip, filters) in enumerate(zip(skips, params.decoder_filters, strict=True)):
@@ -59,12 +67,6 @@ def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
     if weights:
         load_weights(model, weights)
     return model
-
-
-def _normalization(weights: str) -> keras.Layer:
-    if weights == "imagenet":
-        return layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_MEAN_BGR], name="normalization")
-    return layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")
 
 
 def _conv(x: Any, filters: int, name: str) -> Any:

@@ -86,12 +86,14 @@ class DataSplitParams(Section):
         strategy: `grouped` keeps all images of a tile on one side, `random` does not.
         test_fraction: share of the images.
         val_fraction: share of the images.
+        lookalike: correlation of fine structure from which two tiles are one piece, 1 for off.
         seed: of the shuffle.
     """
 
     strategy: Literal["grouped", "random"]
     test_fraction: float = Field(gt=0.0, lt=1.0)
     val_fraction: float = Field(gt=0.0, lt=1.0)
+    lookalike: float = Field(gt=0.0, le=1.0)
     seed: Seed
 
 

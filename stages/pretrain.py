@@ -118,7 +118,7 @@ def pretrain(
         StageError: if weights can't be had, no tile is good, or the window exceeds the input.
     """
     keras.utils.set_random_seed(network.seed)
-    keras.mixed_precision.set_global_policy("mixed_float16" if network.mixed_precision else "float32")
+    keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
     size = network.image_size
     model = build_unet(network)
     metrics: dict[str, float] = {}

@@ -46,18 +46,18 @@ def train(
         val_tiles: rows to choose the best epoch on.
         model_path: `.keras` file to write.
         live: receives metrics and sample predictions of every epoch.
-        checkpoint: `.keras` file of the best epoch so far.
+        checkpoint: `.weights.h5` file of the best epoch so far.
         weights: `.weights.h5` file of the whole network to start from, as `pretrain` writes it.
 
     Returns:
-        The model of the best epoch.
+        The model of the best epoch, in single precision whatever it was trained in.
 
     Raises:
         StageError: if weights can't be had, no tile has a defect, or the loss is no number.
         KeyboardInterrupt: after ^C, once the best model so far has been written.
     """
     keras.utils.set_random_seed(params.seed)
-    keras.mixed_precision.set_global_policy("mixed_float16" if params.mixed_precision else "float32")
+    keras.mixed_precision.set_global_policy("mixed_bfloat16" if params.mixed_precision else "float32")
     examples, val = (load_examples(data, rows, params.image_size) for rows in (tiles, val_tiles))
     if examples.good.all():
         raise StageError("no training image has a defect pixel; check data_load.mask_threshold and the masks")
@@ -73,7 +73,9 @@ def train(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.unlink(missing_ok=True)
     callbacks = [
-        keras.callbacks.ModelCheckpoint(checkpoint, monitor="val_dice", mode="max", save_best_only=True),
+        keras.callbacks.ModelCheckpoint(
+            checkpoint, monitor="val_dice", mode="max", save_best_only=True, save_weights_only=True
+        ),
         keras.callbacks.EarlyStopping(monitor="val_dice", mode="max", patience=params.patience, verbose=1),
         keras.callbacks.TerminateOnNaN(),
         SamplePredictions(live, val),
@@ -83,13 +85,13 @@ def train(
         _fit_phases(params, model, batches, val_batches, callbacks)
     except KeyboardInterrupt:
         if checkpoint.exists():
-            _keep_best(checkpoint, model_path)
+            _keep_best(params, checkpoint, model_path)
             log.warning(
                 "interrupted; the best model so far is in %s. `dvc commit train` makes it the stage's result",
                 model_path,
             )
         raise
-    return _keep_best(checkpoint, model_path)
+    return _keep_best(params, checkpoint, model_path)
 
 
 class SamplePredictions(keras.callbacks.Callback):  # type: ignore[misc]
@@ -141,8 +143,9 @@ def _fit_phases(
         done += epochs
 
 
-def _keep_best(checkpoint: Path, model_path: Path) -> keras.Model:
-    model = keras.models.load_model(checkpoint, compile=False) if checkpoint.exists() else None
+def _keep_best(params: TrainParams, checkpoint: Path, model_path: Path) -> keras.Model:
+    keras.mixed_precision.set_global_policy("float32")
+    model = build_unet(params, checkpoint) if checkpoint.exists() else None
     # A network that has gone astray finds nothing, which is a Dice all the same.
     if model is None or not all(np.isfinite(weight).all() for weight in model.get_weights()):
         raise StageError("training gave no model: the loss is no number; lower train.learning_rate")
@@ -165,7 +168,7 @@ def main() -> None:
             read_tiles(split / "val.csv"),
             Path("models/unet.keras"),
             live,
-            Path("models/checkpoint/best.keras"),
+            Path("models/checkpoint/best.weights.h5"),
             Path("models/pretrained.weights.h5"),
         )
 

@@ -56,7 +56,7 @@ def test_images_of_a_tile_are_found_by_their_numbers(tiles: list[Tile]) -> None:
 def test_the_grouped_split_does_not_leak_and_has_every_class_on_every_side(
     tiles: list[Tile], tmp_path: Path
 ) -> None:
-    summary = data_split(PARAMS.data_split, tiles, tmp_path)
+    summary = data_split(PARAMS.data_split, data, tiles, tmp_path)
     sides = {side: read_tiles(tmp_path / f"{side}.csv") for side in ("train", "val", "test")}
     assert not any(leaks(sides).values())
     assert sum(map(len, sides.values())) == 1344
@@ -67,6 +67,6 @@ def test_the_grouped_split_does_not_leak_and_has_every_class_on_every_side(
 
 def test_the_random_split_reports_how_much_it_leaks(tiles: list[Tile], tmp_path: Path) -> None:
     params = PARAMS.data_split.model_copy(update={"strategy": "random"})
-    summary = data_split(params, tiles, tmp_path)
+    summary = data_split(params, data, tiles, tmp_path)
     leaking = summary["leaks"]["test_images_with_sibling_in_train"]
     assert leaking / sum(summary["images"]["test"].values()) > 0.9

@@ -120,6 +120,8 @@ def wait_until_done(page: Page, count: int) -> None:
 def drop_and_wait(page: Page, *paths: Path) -> None:
     drop(page, *paths)
     wait_until_done(page, len(paths))
+    # The answer is there before the photograph is decoded.
+    page.wait_for_function("() => shown !== null || !document.getElementById('message').hidden")
 
 
 def entries(page: Page) -> list[tuple[str, str]]:
@@ -320,7 +322,7 @@ def test_moving_the_threshold_asks_nobody_and_gives_the_python_clients_answer(
     assert float(page.locator("#threshold-value").input_value()) == 1.0
     page.keyboard.press("ArrowLeft")
     assert float(page.locator("#threshold-value").input_value()) == pytest.approx(254 / 255, abs=0.001)
-    page.get_by_role("button", name="Model's threshold").click()
+    page.get_by_role("button", name="Model's own").click()
     assert float(page.locator("#threshold-value").input_value()) == 0.5
     assert asked == []
 

@@ -20,7 +20,7 @@ from stages.params import (
 from stages.tiles import Tile, read_tiles
 
 SYNTHETIC = SyntheticParams(tiles_per_class=4, good_tiles=4, exposures=1, height=48, width=48, seed=1)
-SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.25, val_fraction=0.25, seed=1)
+SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.25, val_fraction=0.25, lookalike=0.85, seed=1)
 SMALLEST = TrainParams(
     image_size=(32, 32),
     backbone="resnet18",
@@ -63,7 +63,7 @@ class Data:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     folder = tmp_path_factory.mktemp("data")
     params = DataLoadParams(source="synthetic", mask_threshold=0, synthetic=SYNTHETIC)
-    data_split(SPLIT, data_load(params, folder / "tiles"), folder / "split")
+    data_split(SPLIT, folder / "tiles", data_load(params, folder / "tiles"), folder / "split")
     sides = {side: read_tiles(folder / "split" / f"{side}.csv") for side in ("train", "val", "test")}
     return Data(folder / "tiles", **sides)
 

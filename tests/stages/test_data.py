@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from stages.params import DataLoadParams, DataSplitParams, SyntheticParams
 from stages.tiles import group_exposures, read_tiles
 
 SMALL = SyntheticParams(tiles_per_class=6, good_tiles=8, exposures=3, height=40, width=40, seed=1)
-SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.2, val_fraction=0.2, seed=1)
+SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.2, val_fraction=0.2, lookalike=0.85, seed=1)
 
 
 def load(source: str, out: Path) -> list:
@@ -62,14 +63,36 @@ def test_exposures_ascend_within_a_tile_and_a_jump_starts_another() -> None:
 
 def test_grouped_split_keeps_each_tile_on_one_side_with_all_classes(tmp_path: Path) -> None:
     tiles = load("synthetic", tmp_path / "a")
-    summary = data_split(SPLIT, tiles[::-1], tmp_path / "split")
+    summary = data_split(SPLIT, tmp_path / "a", tiles[::-1], tmp_path / "split")
     sides = {side: read_tiles(tmp_path / "split" / f"{side}.csv") for side in ("train", "val", "test")}
-    assert not any(leaks(sides).values())
+    assert not any(leaks(sides, {tile.tile: tile.tile for tile in tiles}).values())
     assert sum(map(len, sides.values())) == len(tiles)
     assert all(min(counts.values()) > 0 for counts in summary["images"].values())
 
 
 def test_random_split_reports_its_leaks(tmp_path: Path) -> None:
     tiles = load("synthetic", tmp_path / "a")
-    summary = data_split(SPLIT.model_copy(update={"strategy": "random"}), tiles, tmp_path / "split")
+    summary = data_split(
+        SPLIT.model_copy(update={"strategy": "random"}), tmp_path / "a", tiles, tmp_path / "split"
+    )
     assert summary["leaks"]["test_images_with_sibling_in_train"] > 0
+
+
+def test_a_piece_that_is_there_under_two_names_stays_on_one_side(tmp_path: Path) -> None:
+    tiles = load("synthetic", tmp_path / "a")
+    # Another tile's name, and other light: the same piece, photographed again.
+    again = []
+    for tile in [tile for tile in tiles if tile.exposure == 1][::4]:
+        picture = np.asarray(Image.open(tmp_path / "a" / tile.image), np.float32)
+        name = f"images/{tile.class_}/again-{tile.number}.png"
+        Image.fromarray(np.clip(20 + 0.8 * picture, 0, 255).astype(np.uint8)).save(tmp_path / "a" / name)
+        again.append(replace(tile, image=name, tile=f"again-{tile.number}", image_sha256=name))
+    summary = data_split(SPLIT, tmp_path / "a", [*tiles, *again], tmp_path / "split")
+    merged = [set(names) for names in summary["merged_tiles"]]
+    for number, tile in ((int(tile.tile.removeprefix("again-")), tile) for tile in again):
+        first = next(other.tile for other in tiles if other.number == number)
+        assert any({first, tile.tile} <= names for names in merged)
+    assert len(merged) == len(again)
+    assert not any(summary["leaks"].values())
+    off = SPLIT.model_copy(update={"lookalike": 1.0})
+    assert data_split(off, tmp_path / "a", [*tiles, *again], tmp_path / "off")["merged_tiles"] == []

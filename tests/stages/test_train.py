@@ -80,7 +80,7 @@ class Trial:
                 self.data.val,
                 self.model_path,
                 live,
-                self.folder / "checkpoint" / "best.keras",
+                self.folder / "checkpoint" / "best.weights.h5",
             )
 
     def logged(self, metric: str) -> list[float]:
@@ -88,10 +88,14 @@ class Trial:
             rows = csv.DictReader(file, delimiter="\t")
             return [float(row[metric.rpartition("/")[2]]) for row in rows]
 
-    def _build(self, params: TrainParams) -> keras.Model:
-        self.model = small_network(params)
+    def _build(self, params: TrainParams, weights: Path | None = None) -> keras.Model:
+        network = small_network(params)
+        if weights:
+            network.load_weights(weights)
+            return network
+        self.model = network
         self._remember()
-        return self.model
+        return network
 
     def _remember(self) -> None:
         self.weights.append(self.model.get_weights())
