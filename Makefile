@@ -20,9 +20,9 @@ $(STAMP): requirements.lock
 demo: setup  ## The main job on synthetic tiles, from data to defects found by a server, in demo/
 	$(BIN)/python -m scripts.demo
 
-tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah
+tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah, promtool
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah prometheus
 
 lint: setup  ## Checks style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,70 @@
+"""What is one piece by its look: not by light, not by name, and through others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import lookalikes
+from stages.lookalikes import find_lookalikes, merge_lookalikes, structure
+from stages.synthetic import draw_surface
+from stages.tiles import Tile
+
+
+def surface(seed: int, height: int = 120, width: int = 100) -> np.ndarray:
+    return 128 + draw_surface(height, width, np.random.default_rng(seed))
+
+
+def stored(folder: Path, pictures: Sequence[tuple[str, np.ndarray]]) -> list[Tile]:
+    """A row for each picture, of a tile of the name beside it."""
+    tiles = []
+    for index, (name, picture) in enumerate(pictures):
+        path = f"{index}.png"
+        Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(folder / path)
+        height, width = picture.shape
+        tiles.append(Tile(path, path, "Free", 1, index, name, width, height, 0, path, path))
+    return tiles
+
+
+def test_structure_is_the_same_under_other_light() -> None:
+    picture = surface(1)
+    shadow = np.linspace(0, 60, picture.shape[1])
+    one, other = (structure(p.astype(np.uint8)) for p in (picture, 0.7 * picture + shadow))
+    assert one.shape == (84, 84)
+    assert np.linalg.norm(one) == pytest.approx(1, abs=1e-4)
+    assert (one * other).sum() > 0.9
+    assert abs((one * structure(surface(2).astype(np.uint8))).sum()) < 0.5
+
+
+def test_a_picture_without_structure_is_like_none(tmp_path: Path) -> None:
+    flat = np.full((120, 100), 90.0)
+    assert not structure(flat.astype(np.uint8)).any()
+    assert find_lookalikes(tmp_path, stored(tmp_path, [("a", flat), ("b", flat)]), 0.5) == []
+
+
+def test_pairs_are_those_of_two_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = stored(
+        tmp_path,
+        [("a", surface(1)), ("a", surface(1)), ("b", surface(2)), ("c", surface(1) * 0.8), ("d", surface(3))],
+    )
+    whole = find_lookalikes(tmp_path, tiles, 0.85)
+    assert [(one, other) for one, other, _ in whole] == [(0, 3), (1, 3)]
+    assert all(0.85 <= alike <= 1.001 for *_, alike in whole)
+    monkeypatch.setattr(lookalikes, "BLOCK", 2)
+    assert find_lookalikes(tmp_path, tiles, 0.85) == pytest.approx(whole)
+
+
+def test_pieces_of_another_shape_are_others(tmp_path: Path) -> None:
+    tall = np.repeat(surface(1), 2, axis=0)
+    assert find_lookalikes(tmp_path, stored(tmp_path, [("a", surface(1)), ("b", tall)]), 0.85) == []
+
+
+def test_what_hangs_together_through_others_is_one_piece(tmp_path: Path) -> None:
+    tiles = stored(tmp_path, [(name, surface(i)) for i, name in enumerate("dcbae")])
+    pieces = merge_lookalikes(tiles, [(0, 1, 0.9), (1, 2, 0.9)])
+    assert pieces == {"a": "a", "b": "b", "c": "b", "d": "b", "e": "e"}
+    assert merge_lookalikes(tiles, []) == {name: name for name in "abcde"}
