@@ -124,7 +124,6 @@ class PretrainParams(Section):
 
     Attributes:
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.
-        window: side of the square that is cut from the network's input, in pixels, a multiple of 32.
         batch_size: windows per step.
         learning_rate: peak; it rises over the first tenth of the steps, then falls along a cosine.
     """

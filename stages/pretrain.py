@@ -1,8 +1,8 @@
 """Stage `pretrain`: teaches the network on good tiles with drawn defects, endless and exactly labelled.
 
 Random weights alone do not get going on the few hundred real defects. Each example is a good
-tile of the train side, one or no defect drawn on it at the tile's own size, and a window of the
-network's input around it: small, so that a step is cheap, yet at the scale of the real task.
+tile of the train side with one or no defect drawn on it, at the tile's own size, and then brought
+to the network's input as a whole: what is learnt on windows of it does not carry over.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ REPORTS = 10
 
 
 class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of (images float32 0-255, masks float32 0-1), both (n, window, window, 1).
+    """Batches of (images float32 0-255, masks float32 0-1), both (n, H, W, 1).
 
     Args:
         images: good tiles, (H, W) uint8 each.
         size: height and width of the network's input, in pixels.
-        params: steps, window and batch size.
+        params: steps and batch size.
         augment: changes images and masks of a batch.
         seed: batch i of a seed is always the same, before `augment`.
     """
@@ -83,20 +83,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         mask = np.zeros_like(image)
         if rng.random() >= UNTOUCHED_SHARE:
             image, mask = draw_defect(image, str(rng.choice(DEFECT_CLASSES)), rng)
-        boxed, boxed_mask = letterbox(image, self.size)[0], letterbox(mask, self.size)[0]
-        rows, columns = _window(boxed_mask[..., 0], self.params.window, rng)
-        return boxed[rows, columns], boxed_mask[rows, columns]
-
-
-def _window(mask: NDArray[np.float32], side: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Slices of a square that holds a random defect pixel somewhere, or lies anywhere if there is none."""
-    candidates = np.argwhere(mask > 0)
-    focus = candidates[rng.integers(len(candidates))] if len(candidates) else rng.integers(mask.shape)
-    starts = [
-        int(np.clip(centre - rng.integers(side), 0, length - side))
-        for centre, length in zip(focus, mask.shape, strict=True)
-    ]
-    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+        return letterbox(image, self.size)[0], letterbox(mask, self.size)[0]
 
 
 def pretrain(
@@ -105,7 +92,7 @@ def pretrain(
     """Builds the network, trains it on drawn defects, and writes its weights; with 0 steps, its initial ones.
 
     Args:
-        params: length and window.
+        params: length, batch size and learning rate.
         network: architecture, loss, augmentation and seed, as for `train`.
         data: folder to which the paths of the tiles are relative.
         tiles: rows of the train side; the good ones are drawn on.
@@ -115,34 +102,26 @@ def pretrain(
         Loss and Dice of the last tenth of the steps; empty with 0 steps.
 
     Raises:
-        StageError: if weights can't be had, no tile is good, or the window exceeds the input.
+        StageError: if weights can't be had, no tile is good, or the loss is no number.
     """
     keras.utils.set_random_seed(network.seed)
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
-    size = network.image_size
     model = build_unet(network)
     metrics: dict[str, float] = {}
     if params.steps:
-        if params.window > min(size):
-            raise StageError(f"pretrain.window is {params.window} pixels, train.image_size only {size}")
         good = [tile for tile in tiles if not tile.defect_pixels]
         if not good:
             raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
         images = [read_image(data / tile.image) for tile in tqdm(good, desc="reading tiles", unit="tile")]
-        batches = DrawnDefects(
-            images, size, params, Augmentation(network.augment, network.seed), network.seed
-        )
-        # The same network at the size of a window: the weights know no size.
-        small = build_unet(network.model_copy(update={"image_size": (params.window, params.window)}))
-        small.set_weights(model.get_weights())
-        compile_model(small, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
-        history = small.fit(
+        augment = Augmentation(network.augment, network.seed)
+        batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
+        compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
+        history = model.fit(
             batches, epochs=REPORTS, shuffle=False, callbacks=[keras.callbacks.TerminateOnNaN()], verbose=1
         )
         metrics = {name: float(values[-1]) for name, values in history.history.items()}
         if not np.isfinite(metrics["loss"]):
             raise StageError("pretraining diverged: the loss is no number; lower pretrain.learning_rate")
-        model.set_weights(small.get_weights())
     weights.parent.mkdir(parents=True, exist_ok=True)
     partial = weights.with_name(f".partial-{weights.name}")
     model.save_weights(partial)

@@ -16,15 +16,15 @@ from stages.pretrain import DrawnDefects, pretrain
 from tests.stages.conftest import Data
 
 STILL = AugmentParams(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0, noise=0)
-PARAMS = PretrainParams(steps=20, window=32, batch_size=4, learning_rate=0.001)
+PARAMS = PretrainParams(steps=20, batch_size=4, learning_rate=0.001)
 
 
 def drawn(data: Data, seed: int = 1) -> DrawnDefects:
     images = [read_image(data.root / tile.image) for tile in data.train if not tile.defect_pixels]
-    return DrawnDefects(images, (64, 64), PARAMS, Augmentation(STILL, seed), seed)
+    return DrawnDefects(images, (32, 32), PARAMS, Augmentation(STILL, seed), seed)
 
 
-def test_batches_are_windows_with_masks_where_the_picture_was_changed(data: Data) -> None:
+def test_batches_are_whole_tiles_of_which_some_are_left_as_they_are(data: Data) -> None:
     batches = drawn(data)
     assert len(batches) == 2  # a tenth of the steps
     with_defect = []
@@ -37,7 +37,7 @@ def test_batches_are_windows_with_masks_where_the_picture_was_changed(data: Data
             assert 0 <= masks.min() <= masks.max() <= 1
             with_defect += list(masks.any(axis=(1, 2, 3)))
         batches.on_epoch_end()
-    assert 0.6 < np.mean(with_defect) < 1  # some are left as they are
+    assert 0.6 < np.mean(with_defect) < 1
 
 
 def test_rounds_differ_and_repeat_with_the_seed(data: Data) -> None:
@@ -63,8 +63,6 @@ def test_its_weights_are_what_train_starts_from(data: Data, tmp_path: Path, smal
 
 def test_what_cant_be_drawn_on_is_refused(data: Data, tmp_path: Path, smallest: TrainParams) -> None:
     weights = tmp_path / "w.weights.h5"
-    with pytest.raises(StageError, match=r"pretrain\.window is 64 pixels, train\.image_size only \(32, 32\)"):
-        pretrain(PARAMS.model_copy(update={"window": 64}), smallest, data.root, data.train, weights)
     defects = [tile for tile in data.train if tile.defect_pixels]
     with pytest.raises(StageError, match=r"there is none; set pretrain\.steps=0"):
         pretrain(PARAMS, smallest, data.root, defects, weights)
