@@ -124,12 +124,11 @@ class PretrainParams(Section):
 
     Attributes:
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.
-        batch_size: windows per step.
+        batch_size: images per step.
         learning_rate: peak; it rises over the first tenth of the steps, then falls along a cosine.
     """
 
     steps: int = Field(ge=0)
-    window: Side
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0.0)
 
