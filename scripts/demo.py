@@ -6,6 +6,7 @@ models and experiments of the checkout stay as they are.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -49,6 +50,12 @@ Next, from the root of the project, after `source .venv/bin/activate`:
 
 def main() -> int:
     """Runs the demo; returns the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m scripts.demo",
+        description=__doc__,
+        epilog="A second run keeps what has not changed; delete demo/ to start anew.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     start = time.monotonic()
     _step(1, "copying the project to demo/, a git repository of its own")
     _make_workspace()

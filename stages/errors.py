@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -17,10 +18,19 @@ class StageError(Exception):
 
 
 def run_stage(stage: Callable[[], None]) -> None:
-    """Runs a stage as a program: exit code 0, 1 after a `StageError`, 130 after ^C.
+    """Runs a stage as a program: exit code 0, 1 after a `StageError`, 2 for arguments, 130 after ^C.
 
-    A `StageError` is printed as a message, without a traceback.
+    A `StageError` is printed as a message, without a traceback. `--help` prints the text of the
+    stage's module, and runs nothing.
     """
+    module = sys.modules[stage.__module__]
+    argparse.ArgumentParser(
+        prog=f"python -m {module.__spec__.name}" if module.__spec__ else None,
+        description=module.__doc__,
+        epilog="Parameters are in params.yaml; change one with `dvc exp run -S section.name=value`. "
+        "`dvc repro` runs this stage where something it depends on has changed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         stage()

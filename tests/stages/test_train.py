@@ -234,7 +234,9 @@ def test_mixed_precision_trains_and_writes_a_model(trial: Trial) -> None:
     assert all(weight.dtype == np.float32 for weight in model.get_weights())
 
 
-def test_how_a_stage_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_a_stage_ends(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["stage"])
+
     def interrupted() -> None:
         raise KeyboardInterrupt
 

@@ -1,0 +1,62 @@
+"""Commands of people: what they say of themselves, and sheets of pictures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts.montage import montage
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("scripts.demo", "The main job on synthetic tiles"),
+        ("scripts.montage", "Puts pictures side by side"),
+        ("scripts.check_grouping", "Checks the rule that groups the images of one tile"),
+        ("stages.data_load", "Stage `data_load`"),
+        ("stages.data_split", "Stage `data_split`"),
+    ],
+)
+def test_help_tells_what_a_command_does_and_runs_nothing(module: str, says: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m {module}")
+    assert says in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_argument_that_a_stage_does_not_know_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.data_split", "--seed", "3"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "unrecognized arguments: --seed 3" in done.stderr
+
+
+def test_a_montage_shows_each_picture_whole_in_its_cell() -> None:
+    pictures = [Image.new("L", (20, 10), 0), Image.new("RGB", (10, 20), (255, 0, 0))]
+    sheet = montage(pictures, cell=40, columns=2)
+    assert sheet.size == (2 * 46 + 6, 46 + 6)
+    assert sheet.getpixel((26, 26)) == (0, 0, 0)
+    assert sheet.getpixel((26, 12)) == (255, 255, 255)  # above a picture that is wider than high
+    assert sheet.getpixel((72, 12)) == (255, 0, 0)
+    assert montage(pictures * 3, cell=40).size == (3 * 46 + 6, 2 * 46 + 6)
