@@ -18,6 +18,7 @@ from typing import NoReturn
 import uvicorn
 
 from serving.local.app import make_app
+from serving.local.metrics import Metrics, read_metrics_path
 from serving.local.status import RequestError
 from serving.local.versions import Versions
 
@@ -126,6 +127,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="BOOL",
         help="let web pages of other origins call (default: false)",
     )
+    add(
+        "--monitoring_config_file",
+        type=Path,
+        metavar="FILE",
+        help="turns metrics for Prometheus on, as serving/config/monitoring.config does",
+    )
     return parser.parse_args(argv)
 
 
@@ -160,11 +167,14 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _serve(args: argparse.Namespace, listener: socket.socket) -> None:
+    metrics = Metrics()
+    metrics_path = read_metrics_path(args.monitoring_config_file) if args.monitoring_config_file else None
     versions = Versions(
         args.model_name,
         args.model_base_path,
         poll_seconds=args.file_system_poll_wait_seconds,
         warmup_iterations=args.num_request_iterations_for_warmup if args.enable_model_warmup else 0,
+        on_load=metrics.loaded,
     )
     first: queue.SimpleQueue[RequestError | None] = queue.SimpleQueue()
     versions.start(first.put)
@@ -178,6 +188,8 @@ def _serve(args: argparse.Namespace, listener: socket.socket) -> None:
             timeout_ms=args.rest_api_timeout_in_ms,
             max_body_bytes=args.rest_api_max_request_bytes,
             cors=args.rest_api_enable_cors_support,
+            metrics=metrics,
+            metrics_path=metrics_path,
         )
         log.info("serving %s at http://%s:%d", args.model_name, args.host, args.rest_api_port)
         config = uvicorn.Config(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from serving.local.body import inflate, read_body
 from serving.local.decode import decode_request, decode_tensors
 from serving.local.encode import encode_error, encode_tensors
+from serving.local.metrics import Metrics
 from serving.local.status import HttpError, RequestError
 from serving.local.versions import Versions
 
@@ -64,6 +66,8 @@ def make_app(
     timeout_ms: int = 30_000,
     max_body_bytes: int = 64 * 2**20,
     cors: bool = False,
+    metrics: Metrics,
+    metrics_path: str | None = None,
 ) -> Starlette:
     """Makes the ASGI application.
 
@@ -73,6 +77,8 @@ def make_app(
         timeout_ms: limit of one run of the graph, and of receiving one body.
         max_body_bytes: largest body that is accepted.
         cors: whether web pages of other origins may call.
+        metrics: counts predictions.
+        metrics_path: where they can be read; None for nowhere.
     """
     headers = _CORS if cors else {}
 
@@ -82,7 +88,10 @@ def make_app(
         run = asyncio.get_running_loop().run_in_executor
         code, body = 200, b""
         try:
-            call = _route(models, request.method, request.scope["raw_path"].decode("latin-1"), timeout_ms)
+            path = request.scope["raw_path"].decode("latin-1")
+            if request.method == "GET" and path == metrics_path:
+                return Response(metrics.page(), headers=headers, media_type="text/plain")
+            call = _route(models, metrics, request.method, path, timeout_ms)
             received = await read_body(request, max_body_bytes, timeout_ms / 1000)
             if request.headers.get("content-encoding", "").lower() == "gzip":
                 received = await run(executor, inflate, received, max_body_bytes)
@@ -105,7 +114,7 @@ def _page(_: Request) -> Response:
 
 
 def _route(
-    models: Mapping[str, Versions], method: str, path: str, timeout_ms: int
+    models: Mapping[str, Versions], metrics: Metrics, method: str, path: str, timeout_ms: int
 ) -> Callable[[bytes], bytes]:
     if not re.match(r"/v1/", path, re.IGNORECASE):
         raise HttpError(404, f"no {path}; models are under /v1/models/")
@@ -114,7 +123,7 @@ def _route(
         raise RequestError(f"Malformed request: {method} {path}")
     target = _target(match)
     if method == "POST":
-        return lambda body: _predict(models, target, body, timeout_ms)
+        return lambda body: _counted(models, metrics, target, body, timeout_ms)
     if not target.name:
         raise RequestError("Missing model name in request.")
     return lambda _: _metadata(models, target) if target.method == "metadata" else _status(models, target)
@@ -134,13 +143,31 @@ def _target(match: re.Match[str]) -> _Target:
     )
 
 
-def _predict(models: Mapping[str, Versions], target: _Target, body: bytes, timeout_ms: int) -> bytes:
+def _counted(
+    models: Mapping[str, Versions], metrics: Metrics, target: _Target, body: bytes, timeout_ms: int
+) -> bytes:
+    started = time.monotonic()
+    try:
+        answer = _predict(models, metrics, target, body, timeout_ms)
+    except RequestError as error:
+        if target.name in models:  # names that nobody serves would fill the memory
+            metrics.answered(target.name, error, 0)
+        raise
+    metrics.answered(target.name, None, time.monotonic() - started)
+    return answer
+
+
+def _predict(
+    models: Mapping[str, Versions], metrics: Metrics, target: _Target, body: bytes, timeout_ms: int
+) -> bytes:
     if target.method != "predict":
         raise RequestError(f"{target.method} is not supported by this server; use predict", "UNIMPLEMENTED")
     request = decode_request(body)
     with _find(models, target).lease(target.version) as (_, model):
         inputs, rows = decode_tensors(request.document, model.inputs(request.signature))
+        started = time.monotonic()
         outputs = model.predict(request.signature, inputs, timeout_ms)
+        metrics.ran(target.name, time.monotonic() - started)
     return encode_tensors(outputs, rows=rows)
 
 

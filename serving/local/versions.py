@@ -52,6 +52,7 @@ class Versions:
         *,
         poll_seconds: float = 1.0,
         warmup_iterations: int = 1,
+        on_load: Callable[[Path, bool], None] = lambda path, success: None,
     ) -> None:
         """Sets up; nothing is loaded until `start`.
 
@@ -60,11 +61,13 @@ class Versions:
             base_path: folder of the versions.
             poll_seconds: time between two looks at the folder, in seconds; 0 for one look only.
             warmup_iterations: how often to run each warm-up request, 0 for no warm-up.
+            on_load: told of each attempt to load a version, and whether it succeeded.
         """
         self.name = name
         self.base_path = base_path
         self._poll_seconds = poll_seconds
         self._warmup_iterations = warmup_iterations
+        self._on_load = on_load
         self._versions: dict[int, _Version] = {}
         self._current: _Version | None = None
         self._changed = threading.Condition()
@@ -175,7 +178,9 @@ class Versions:
         version = _Version(number, "LOADING", fingerprint=fingerprint)
         with self._changed:
             self._versions[number] = version
-        if not self._load(version, path):
+        loaded = self._load(version, path)
+        self._on_load(path, loaded)
+        if not loaded:
             return False
         with self._changed:
             old, self._current = self._current, version
