@@ -35,7 +35,7 @@ test: lint  ## Runs all tests
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
-		-S train.backbone=resnet18 -S train.backbone_weights=none -S pretrain.steps=1000 -S train.epochs=40 \
+		-S train.backbone=resnet18 -S train.backbone_weights=none -S train.epochs=40 \
 		-S "train.image_size=[128,128]" -S train.mixed_precision=true
 
 clean:  ## Removes .venv

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKSPACE = ROOT / "demo"
 SETTINGS = (
     "data_load.source=synthetic",
+    "pretrain.steps=0",
     "train.backbone=resnet18",
     "train.backbone_weights=none",
     "train.image_size=[96,96]",

@@ -120,7 +120,7 @@ class AugmentParams(Section):
 
 
 class PretrainParams(Section):
-    """Training on good tiles with drawn defects, before the real ones.
+    """Training on good tiles with drawn defects; only where `train.backbone_weights` is `none`.
 
     Attributes:
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.

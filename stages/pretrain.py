@@ -1,8 +1,9 @@
 """Stage `pretrain`: teaches the network on good tiles with drawn defects, endless and exactly labelled.
 
-Random weights alone do not get going on the few hundred real defects. Each example is a good
-tile of the train side with one or no defect drawn on it, at the tile's own size, and then brought
-to the network's input as a whole: what is learnt on windows of it does not carry over.
+Random weights alone do not get going on the few hundred real defects; a backbone that has learnt
+elsewhere does, so this is left out for it. Each example is a good tile of the train side with one
+or no defect drawn on it, at the tile's own size, and then brought to the network's input as a
+whole: what is learnt on windows of it does not carry over.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
 def pretrain(
     params: PretrainParams, network: TrainParams, data: Path, tiles: Sequence[Tile], weights: Path
 ) -> dict[str, float]:
-    """Builds the network, trains it on drawn defects, and writes its weights; with 0 steps, its initial ones.
+    """Builds the network, trains it on drawn defects, and writes its weights.
+
+    With 0 steps, or where `network.backbone_weights` is not `none`, it writes the initial ones.
 
     Args:
         params: length, batch size and learning rate.
@@ -99,7 +102,7 @@ def pretrain(
         weights: `.weights.h5` file to write.
 
     Returns:
-        Loss and Dice of the last tenth of the steps; empty with 0 steps.
+        Loss and Dice of the last tenth of the steps; empty without training.
 
     Raises:
         StageError: if weights can't be had, no tile is good, or the loss is no number.
@@ -108,7 +111,7 @@ def pretrain(
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
     model = build_unet(network)
     metrics: dict[str, float] = {}
-    if params.steps:
+    if params.steps and network.backbone_weights == "none":
         good = [tile for tile in tiles if not tile.defect_pixels]
         if not good:
             raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
@@ -142,7 +145,7 @@ def main() -> None:
     results = Path("results/pretrain.json")
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(metrics, indent=2) + "\n")
-    log.info("pretrained for %d steps: %s", params.pretrain.steps, metrics)
+    log.info("pretrained: %s", metrics or "no, the initial weights stay")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
         },
     },
     "data_split": {"test_fraction": 0.3, "val_fraction": 0.3},
+    "pretrain": {"steps": 0},
     "train": {
         "image_size": [32, 32],
         "backbone": "resnet18",

@@ -9,6 +9,7 @@ import pytest
 
 from serving.preprocessing import read_image
 from stages.augmentation import Augmentation
+from stages.backbones import build_backbone
 from stages.errors import StageError
 from stages.model import build_unet
 from stages.params import AugmentParams, PretrainParams, TrainParams
@@ -59,6 +60,20 @@ def test_its_weights_are_what_train_starts_from(data: Data, tmp_path: Path, smal
     raw = tmp_path / "raw.weights.h5"
     assert pretrain(PARAMS.model_copy(update={"steps": 0}), smallest, data.root, data.train, raw) == {}
     assert not np.allclose(taught, build_unet(smallest, raw).get_layer("logits").get_weights()[0])
+
+
+def test_a_backbone_that_has_learnt_elsewhere_is_left_alone(
+    data: Data, tmp_path: Path, smallest: TrainParams
+) -> None:
+    file = tmp_path / "backbone.weights.h5"
+    backbone = build_backbone(smallest.backbone, "none", smallest.image_size)
+    backbone.save_weights(file)
+    learnt = smallest.model_copy(update={"backbone_weights": str(file)})
+    weights = tmp_path / "w.weights.h5"
+    assert pretrain(PARAMS, learnt, data.root, data.train, weights) == {}
+    kept = build_unet(smallest, weights).get_layer(smallest.backbone)
+    for before, after in zip(backbone.get_weights(), kept.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_what_cant_be_drawn_on_is_refused(data: Data, tmp_path: Path, smallest: TrainParams) -> None:
