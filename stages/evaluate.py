@@ -1,6 +1,6 @@
 """Stage `evaluate`: figures, plots and pictures on the test side, at the tiles' own resolution.
 
-The decision threshold is the one with the best pooled Dice on the validation side; the test
+The decision threshold is that of the operating point, found on the validation side; the test
 side is only measured. All figures are defined in `stages.metrics`.
 """
 
@@ -30,12 +30,12 @@ from stages.errors import StageError, run_stage
 from stages.metrics import (
     Components,
     PixelCounts,
-    best_dice_level,
     count_components,
     count_levels,
     count_pixels,
     curve,
 )
+from stages.operating_point import choose_level, gather_evidence, wilson_interval
 from stages.params import EvaluateParams, load_params
 from stages.tiles import CLASSES, GOOD_CLASS, Tile, read_tiles
 
@@ -76,13 +76,17 @@ def predict_levels(
             yield tile, probability_levels(answer, place, tile.height, tile.width)
 
 
-def choose_threshold(model: keras.Model, data: Path, tiles: Sequence[Tile], batch_size: int) -> float:
-    """The threshold k/255 with the best pooled Dice on these tiles."""
-    counts = np.zeros((2, 256), np.int64)
-    predictions = predict_levels(model, data, tiles, batch_size)
-    for tile, levels in tqdm(predictions, total=len(tiles), desc="validation", unit="tile"):
-        counts += count_levels(levels, read_mask(data / tile.mask))
-    return best_dice_level(counts) / 255
+def choose_threshold(params: EvaluateParams, model: keras.Model, data: Path, tiles: Sequence[Tile]) -> float:
+    """The threshold k/255 of the operating point on these tiles.
+
+    Raises:
+        StageError: if the model can't work at that point.
+    """
+    predictions = predict_levels(model, data, tiles, params.batch_size)
+    bar = tqdm(predictions, total=len(tiles), desc="validation", unit="tile")
+    compared = ((levels, read_mask(data / tile.mask), tile.class_ == GOOD_CLASS) for tile, levels in bar)
+    evidence = gather_evidence(compared, params.component_overlap)
+    return choose_level(params.operating_point, evidence) / 255
 
 
 def evaluate(
@@ -96,7 +100,7 @@ def evaluate(
     """Measures a model and writes `metrics.json`, `plots/`, `overlays/` and `predictions/`.
 
     Args:
-        params: batch size, overlap that counts as found, number of overlays.
+        params: operating point, batch size, overlap that counts as found, number of overlays.
         model: (N, H, W, 1) float32, 0-255 -> probabilities.
         data: folder to which the paths of the tiles are relative.
         val_tiles: rows to choose the threshold on.
@@ -105,8 +109,11 @@ def evaluate(
 
     Returns:
         The metrics.
+
+    Raises:
+        StageError: if the model can't work at the operating point.
     """
-    threshold = choose_threshold(model, data, val_tiles, params.batch_size)
+    threshold = choose_threshold(params, model, data, val_tiles)
     counts = np.zeros((2, 256), np.int64)
     judged = []
     predictions = predict_levels(model, data, test_tiles, params.batch_size)
@@ -161,19 +168,28 @@ def _metrics(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
         name: _class_metrics(by_class[name]) for name in CLASSES if name != GOOD_CLASS and by_class[name]
     }
     good = by_class[GOOD_CLASS]
+    false_alarm_rate = _mean([one.any_found for one in good])
+    recall = _number(components.recall)
     return {
         "threshold": threshold,
         "images": len(judged),
         "dice_pooled": pooled.dice,
         "iou_pooled": pooled.iou,
         "dice_class_mean": _mean([values["dice"] for values in classes.values()]),
-        "component_recall": _number(components.recall),
+        "component_recall": recall,
+        "component_recall_interval": wilson_interval(recall, _tiles(judged, defective=True)),
         "false_components": components.false,
         "auroc": _auroc(judged),
-        "false_alarm_rate": _mean([one.any_found for one in good]),
+        "false_alarm_rate": false_alarm_rate,
+        "false_alarm_rate_interval": wilson_interval(false_alarm_rate, _tiles(good)),
         "original_protocol": {"dice_pooled": original.dice, "iou_pooled": original.iou},
         "class": classes,
     }
+
+
+def _tiles(judged: Sequence[Judged], *, defective: bool = False) -> int:
+    """Number of tiles, whatever their exposures; `defective`: those with any defect pixel."""
+    return len({one.tile.tile for one in judged if one.tile.defect_pixels or not defective})
 
 
 def _class_metrics(judged: Sequence[Judged]) -> dict[str, float | int | None]:

@@ -7,6 +7,7 @@ since nothing is wrong, and NaN for recall and rates, since nothing was asked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "count_levels",
     "count_pixels",
     "curve",
+    "levels_of_discovery",
 ]
 
 
@@ -149,3 +151,23 @@ def count_components(mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap:
     touching = np.bincount(found_labels[truth > 0], minlength=found_count + 1)[1:]
     found = int(np.count_nonzero(covered >= overlap * areas)) if true_count else 0
     return Components(found, true_count - found, int(np.count_nonzero(touching == 0)))
+
+
+def levels_of_discovery(levels: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> list[int]:
+    """For each true component, the highest k at which the mask `level >= k` finds it, 0-255.
+
+    It is found as in `count_components`: at least `overlap` of its pixels are in the mask.
+
+    Args:
+        levels: (H, W) uint8, probability levels.
+        truth: (H, W), any value but 0 is defect.
+        overlap: above 0, at most 1.
+    """
+    from scipy import ndimage
+
+    labels = ndimage.label(truth > 0, structure=np.ones((3, 3), int))[0]
+    found = []
+    for index, box in enumerate(ndimage.find_objects(labels), start=1):
+        inside = np.sort(levels[box][labels[box] == index])[::-1]
+        found.append(int(inside[math.ceil(overlap * len(inside) - 1e-9) - 1]))
+    return found

@@ -17,6 +17,9 @@ __all__ = [
     "DataSplitParams",
     "EvaluateParams",
     "ExportParams",
+    "MaxFalseAlarmRate",
+    "MinRecall",
+    "OperatingPoint",
     "Params",
     "PretrainParams",
     "SyntheticParams",
@@ -175,15 +178,41 @@ class TrainParams(Section):
     augment: AugmentParams
 
 
+class MaxFalseAlarmRate(Section):
+    """Operating point: as many defects as few false alarms allow.
+
+    Attributes:
+        max_false_alarm_rate: share of the good tiles on which a defect may be found.
+    """
+
+    max_false_alarm_rate: Fraction
+
+
+class MinRecall(Section):
+    """Operating point: as few false alarms as finding the defects allows.
+
+    Attributes:
+        min_recall: share of the defects that must be found.
+    """
+
+    min_recall: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+OperatingPoint = Literal["best_dice"] | MaxFalseAlarmRate | MinRecall
+
+
 class EvaluateParams(Section):
     """Evaluation.
 
     Attributes:
+        operating_point: where the threshold is to lie: `best_dice`, `{max_false_alarm_rate: 0.01}`
+            or `{min_recall: 0.95}`, as measured on the validation side.
         batch_size: images per prediction step.
         component_overlap: share of a defect's pixels that must be found to count it as found.
         overlays: number of worst images to draw.
     """
 
+    operating_point: OperatingPoint
     batch_size: int = Field(ge=1)
     component_overlap: float = Field(gt=0.0, le=1.0)
     overlays: int = Field(ge=0)

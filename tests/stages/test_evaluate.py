@@ -17,7 +17,7 @@ from stages.evaluate import choose_threshold, evaluate, predict_levels, predicti
 from stages.params import EvaluateParams
 from stages.tiles import Tile
 
-PARAMS = EvaluateParams(batch_size=2, component_overlap=0.5, overlays=3)
+PARAMS = EvaluateParams(operating_point="best_dice", batch_size=2, component_overlap=0.5, overlays=3)
 SIZE = (32, 64)
 
 
@@ -96,7 +96,7 @@ def test_the_threshold_is_chosen_on_validation_alone(
     metrics: dict[str, Any], model: keras.Model, tiles: Tiles, test_side: list[Tile]
 ) -> None:
     assert metrics["threshold"] == pytest.approx(150 / 255)
-    assert choose_threshold(model, tiles.root, test_side, 2) < 121 / 255, "the test side wants another"
+    assert choose_threshold(PARAMS, model, tiles.root, test_side) < 121 / 255, "the test side wants another"
 
 
 def test_pooled_figures_by_hand(metrics: dict[str, Any]) -> None:
@@ -118,6 +118,24 @@ def test_defects_and_false_alarms_by_hand(metrics: dict[str, Any]) -> None:
     assert metrics["component_recall"] == pytest.approx(1 / 3)
     assert metrics["false_components"] == 2
     assert metrics["false_alarm_rate"] == pytest.approx(1 / 2)
+    # Of two tiles of each kind: Wilson's interval of 1/3 and of 1/2.
+    assert metrics["component_recall_interval"] == pytest.approx({"low": 0.0453, "high": 0.8406}, abs=1e-3)
+    assert metrics["false_alarm_rate_interval"] == pytest.approx({"low": 0.0945, "high": 0.9055}, abs=1e-3)
+
+
+def test_the_threshold_follows_the_operating_point(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> None:
+    # Good tiles reach 10 and 160; defects are found up to 220, 120 and 120.
+    point = EvaluateParams.model_validate(
+        PARAMS.model_dump() | {"operating_point": {"max_false_alarm_rate": 0.0}}
+    )
+    assert choose_threshold(point, model, tiles.root, test_side) == pytest.approx(161 / 255)
+    point = EvaluateParams.model_validate(PARAMS.model_dump() | {"operating_point": {"min_recall": 0.9}})
+    assert choose_threshold(point, model, tiles.root, test_side) == pytest.approx(120 / 255)
+    metrics = evaluate(point, model, tiles.root, test_side, test_side, tmp_path / "out")
+    assert metrics["component_recall"] == 1.0
+    assert metrics["false_alarm_rate"] == 0.5
 
 
 def test_auroc_by_hand(metrics: dict[str, Any]) -> None:

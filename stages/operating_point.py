@@ -1,0 +1,112 @@
+"""Where the decision threshold comes from: the point that the user works at, found on validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.errors import StageError
+from stages.metrics import best_dice_level, count_levels, levels_of_discovery
+from stages.params import MaxFalseAlarmRate, MinRecall, OperatingPoint
+
+__all__ = ["Evidence", "choose_level", "gather_evidence", "wilson_interval"]
+
+
+@dataclass
+class Evidence:
+    """What a model does to tiles at every threshold.
+
+    Attributes:
+        counts: (2, 256), sum of `count_levels`.
+        alarms: highest level of each good tile; at thresholds up to it, the tile is a false alarm.
+        discoveries: of each true defect, the highest threshold level at which it counts as found.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+    alarms: list[int] = field(default_factory=list)
+    discoveries: list[int] = field(default_factory=list)
+
+
+def gather_evidence(
+    predictions: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8], bool]], overlap: float
+) -> Evidence:
+    """Adds up what there is to know of predictions.
+
+    Args:
+        predictions: of each tile, its probability levels and its true mask, both (H, W) uint8, and
+            whether it is of the good class.
+        overlap: share of a defect's pixels that must be found to count it as found.
+    """
+    evidence = Evidence()
+    for levels, truth, good in predictions:
+        evidence.counts += count_levels(levels, truth)
+        evidence.discoveries += levels_of_discovery(levels, truth, overlap)
+        if good:
+            evidence.alarms.append(int(levels.max()))
+    return evidence
+
+
+def choose_level(point: OperatingPoint, evidence: Evidence) -> int:
+    """The threshold level, 1-255, of an operating point.
+
+    `best_dice`: the best pooled Dice. `max_false_alarm_rate`: the lowest level at which no larger
+    share of the good tiles has any defect pixel, which finds the most that this rate allows.
+    `min_recall`: the highest level at which that share of the defects is found.
+
+    Raises:
+        StageError: if no level reaches the point, or nothing tells.
+    """
+    if isinstance(point, MaxFalseAlarmRate):
+        if not evidence.alarms:
+            raise StageError("evaluate.operating_point: there is no good tile in validation")
+        rates = _share_from(evidence.alarms)
+        reached = np.flatnonzero(rates <= point.max_false_alarm_rate)
+        if not len(reached):
+            raise StageError(
+                f"evaluate: max_false_alarm_rate {point.max_false_alarm_rate:g} is out of reach: "
+                f"{rates[-1]:.2%} of the good validation tiles have a pixel of probability 1; train longer "
+                "or with more good tiles (train.good_ratio), or allow more"
+            )
+        return int(reached[0]) + 1
+    if isinstance(point, MinRecall):
+        if not evidence.discoveries:
+            raise StageError("evaluate.operating_point: no defect in validation tells the recall")
+        recalls = _share_from(evidence.discoveries)
+        reached = np.flatnonzero(recalls >= point.min_recall)
+        if not len(reached):
+            raise StageError(
+                f"evaluate: min_recall {point.min_recall:g} is out of reach: {recalls[0]:.2%} of "
+                "the validation defects have any probability; train longer, or ask for less"
+            )
+        return int(reached[-1]) + 1
+    return best_dice_level(evidence.counts)
+
+
+def wilson_interval(rate: float | None, number: int) -> dict[str, float] | None:
+    """95 % confidence interval of a rate; None where there is none.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    Args:
+        rate: 0-1, measured.
+        number: of independent observations. Photographs of one tile are not independent, so for
+            tiles with several exposures this is the number of tiles.
+    """
+    if rate is None or not number:
+        return None
+    z = 1.959964
+    centre = rate + z * z / (2 * number)
+    spread = z * math.sqrt(rate * (1 - rate) / number + (z / (2 * number)) ** 2)
+    scale = 1 + z * z / number
+    return {"low": max(0.0, (centre - spread) / scale), "high": min(1.0, (centre + spread) / scale)}
+
+
+def _share_from(levels: list[int]) -> NDArray[np.float64]:
+    """Share of the values that are at least k, for k = 1 ... 255."""
+    histogram = np.bincount(levels, minlength=256)
+    shares: NDArray[np.float64] = histogram[::-1].cumsum()[::-1][1:] / len(levels)
+    return shares

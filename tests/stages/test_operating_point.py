@@ -1,0 +1,61 @@
+"""Operating points, on evidence that can be counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.errors import StageError
+from stages.metrics import count_components
+from stages.operating_point import Evidence, choose_level, gather_evidence, wilson_interval
+from stages.params import MaxFalseAlarmRate, MinRecall
+
+# Four good tiles, the highest level of each; four defects, the highest level that finds each.
+EVIDENCE = Evidence(alarms=[3, 50, 90, 255], discoveries=[0, 40, 80, 200])
+
+
+@pytest.mark.parametrize(("rate", "level"), [(0.25, 91), (0.49, 91), (0.5, 51), (0.75, 4), (1.0, 1)])
+def test_a_false_alarm_rate_gives_the_lowest_level_that_keeps_it(rate: float, level: int) -> None:
+    assert choose_level(MaxFalseAlarmRate(max_false_alarm_rate=rate), EVIDENCE) == level
+
+
+@pytest.mark.parametrize(("recall", "level"), [(0.75, 40), (0.51, 40), (0.5, 80), (0.25, 200)])
+def test_a_recall_gives_the_highest_level_that_keeps_it(recall: float, level: int) -> None:
+    assert choose_level(MinRecall(min_recall=recall), EVIDENCE) == level
+
+
+def test_a_point_out_of_reach_is_an_error_that_says_how_far_it_is() -> None:
+    with pytest.raises(StageError, match=r"max_false_alarm_rate 0\.2 is out of reach: 25\.00% of the good"):
+        choose_level(MaxFalseAlarmRate(max_false_alarm_rate=0.2), EVIDENCE)
+    with pytest.raises(
+        StageError, match=r"min_recall 0\.8 is out of reach: 75\.00% of the validation defects"
+    ):
+        choose_level(MinRecall(min_recall=0.8), EVIDENCE)
+
+
+def test_without_tiles_that_tell_it_is_an_error() -> None:
+    with pytest.raises(StageError, match="no good tile"):
+        choose_level(MaxFalseAlarmRate(max_false_alarm_rate=0.01), Evidence())
+    with pytest.raises(StageError, match="no defect"):
+        choose_level(MinRecall(min_recall=0.9), Evidence())
+
+
+@pytest.mark.parametrize("overlap", [0.01, 0.1, 0.3, 0.5, 1.0])
+def test_a_defect_is_found_up_to_its_level_and_no_further(overlap: float) -> None:
+    rng = np.random.default_rng(1)
+    levels = rng.integers(0, 256, (40, 40)).astype(np.uint8)
+    truth = np.zeros((40, 40), np.uint8)
+    truth[2:9, 3:10], truth[20, 5:25], truth[30:32, 30:32] = 255, 255, 255
+    evidence = gather_evidence([(levels, truth, False)], overlap)
+    assert len(evidence.discoveries) == 3
+    assert evidence.alarms == []
+    for level in range(1, 256):
+        found = count_components(np.where(levels >= level, 255, 0).astype(np.uint8), truth, overlap).found
+        assert found == sum(one >= level for one in evidence.discoveries)
+
+
+def test_the_interval_of_a_rate() -> None:
+    # 10 of 100: Newcombe, "Interval estimation for the difference between independent proportions", 1998.
+    assert wilson_interval(0.1, 100) == pytest.approx({"low": 0.0552, "high": 0.1744}, abs=1e-4)
+    assert wilson_interval(0.0, 100) == pytest.approx({"low": 0.0, "high": 0.0370}, abs=1e-4)
+    assert wilson_interval(None, 100) is None
