@@ -8,6 +8,8 @@ since nothing is wrong, and NaN for recall and rates, since nothing was asked.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +19,25 @@ from keras import ops
 from numpy.typing import NDArray
 
 __all__ = [
+    "OUTCOMES",
+    "SIZES",
     "Components",
+    "Exposures",
     "PixelCounts",
     "PooledDice",
     "best_dice_level",
-    "count_components",
+    "compare_exposures",
+    "component_areas",
     "count_levels",
     "count_pixels",
     "curve",
     "levels_of_discovery",
+    "size_of",
 ]
+
+OUTCOMES = ("found", "missed", "false")
+SIZES = {"1-9": 1, "10-99": 10, "100-999": 100, "1000-9999": 1_000, "10000+": 10_000}
+"""Sizes of defects, in pixels of the tile as photographed, and the least area of each."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,11 @@ class Components:
 
     def __add__(self, other: Components) -> Components:
         return Components(self.found + other.found, self.missed + other.missed, self.false + other.false)
+
+    @classmethod
+    def of(cls, areas: Mapping[str, Sequence[int]]) -> Components:
+        """Counts what `component_areas` gives."""
+        return cls(**{outcome: len(areas[outcome]) for outcome in OUTCOMES})
 
     @property
     def recall(self) -> float:
@@ -130,33 +146,88 @@ def best_dice_level(counts: NDArray[np.int64]) -> int:
     return int(best[len(best) // 2]) + 1
 
 
-def count_components(mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> Components:
-    """Counts defects found and missed.
+def component_areas(
+    mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float
+) -> dict[str, list[int]]:
+    """Areas, in pixels, of the defects that were found, of those missed, and of false ones.
 
-    A true component is found if at least `overlap` of its pixels are in the mask; a predicted
-    component is false if none of its pixels is a defect.
+    A true component is found if at least `overlap` of its pixels are in the mask, else missed; a
+    predicted component is false if none of its pixels is a defect.
 
     Args:
         mask: (H, W), any value but 0 is defect.
         truth: (H, W), any value but 0 is defect.
         overlap: above 0, at most 1.
+
+    Returns:
+        Areas by outcome, one of `OUTCOMES`: of the true component, or of the predicted one if false.
     """
     from scipy import ndimage
 
     neighbours = np.ones((3, 3), int)
     true_labels, true_count = ndimage.label(truth > 0, structure=neighbours)
     found_labels, found_count = ndimage.label(mask > 0, structure=neighbours)
-    areas = np.bincount(true_labels.ravel(), minlength=true_count + 1)[1:]
+    true_areas = np.bincount(true_labels.ravel(), minlength=true_count + 1)[1:]
     covered = np.bincount(true_labels[mask > 0], minlength=true_count + 1)[1:]
+    found_areas = np.bincount(found_labels.ravel(), minlength=found_count + 1)[1:]
     touching = np.bincount(found_labels[truth > 0], minlength=found_count + 1)[1:]
-    found = int(np.count_nonzero(covered >= overlap * areas)) if true_count else 0
-    return Components(found, true_count - found, int(np.count_nonzero(touching == 0)))
+    found = covered >= overlap * true_areas
+    return {
+        "found": true_areas[found].tolist(),
+        "missed": true_areas[~found].tolist(),
+        "false": found_areas[touching == 0].tolist(),
+    }
+
+
+def size_of(area: int) -> str:
+    """The name in `SIZES` of a defect's area, in pixels, at least 1."""
+    return [name for name, least in SIZES.items() if area >= least][-1]
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """Tiles that were photographed more than once, by the answers to their images.
+
+    Attributes:
+        agreeing: all images got one answer, good or defect.
+        disagreeing: they got both.
+        undecided: the true masks themselves differ, empty and not, so that no one answer is right.
+    """
+
+    agreeing: list[str]
+    disagreeing: list[str]
+    undecided: list[str]
+
+    @property
+    def agreement(self) -> float:
+        """agreeing / (agreeing + disagreeing); NaN without any such tile."""
+        total = len(self.agreeing) + len(self.disagreeing)
+        return len(self.agreeing) / total if total else float("nan")
+
+
+def compare_exposures(images: Iterable[tuple[str, bool, bool]]) -> Exposures:
+    """Tells for which tiles the exposure decides the answer.
+
+    Args:
+        images: of each image its tile, whether it has a defect, and whether one was found.
+    """
+    by_tile: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    for tile, there, found in images:
+        by_tile[tile].append((there, found))
+    exposures = Exposures([], [], [])
+    for tile, seen in sorted(by_tile.items()):
+        if len({there for there, _ in seen}) > 1:
+            exposures.undecided.append(tile)
+        elif len(seen) > 1:
+            one_answer = len({found for _, found in seen}) == 1
+            (exposures.agreeing if one_answer else exposures.disagreeing).append(tile)
+    return exposures
 
 
 def levels_of_discovery(levels: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> list[int]:
     """For each true component, the highest k at which the mask `level >= k` finds it, 0-255.
 
-    It is found as in `count_components`: at least `overlap` of its pixels are in the mask.
+    It is found as in `component_areas`: at least `overlap` of its pixels are in the mask.
 
     Args:
         levels: (H, W) uint8, probability levels.
