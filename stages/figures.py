@@ -16,16 +16,14 @@ from sklearn.metrics import roc_auc_score
 from serving.postprocessing import score
 from stages.metrics import (
     OUTCOMES,
-    SIZES,
     Components,
     PixelCounts,
-    compare_exposures,
     component_areas,
     count_pixels,
 )
 from stages.operating_point import wilson_interval
 from stages.tiles import CLASSES, GOOD_CLASS, Tile
-from stages.verdicts import defect_rows
+from stages.verdicts import SIZES, compare_exposures, defect_rows
 
 __all__ = ["Judged", "figures", "judge"]
 

@@ -8,8 +8,7 @@ since nothing is wrong, and NaN for recall and rates, since nothing was asked.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +19,19 @@ from numpy.typing import NDArray
 
 __all__ = [
     "OUTCOMES",
-    "SIZES",
     "Components",
-    "Exposures",
     "PixelCounts",
     "PooledDice",
     "best_dice_level",
-    "compare_exposures",
     "component_areas",
+    "count_components",
     "count_levels",
     "count_pixels",
     "curve",
     "levels_of_discovery",
-    "size_of",
 ]
 
 OUTCOMES = ("found", "missed", "false")
-SIZES = {"1-9": 1, "10-99": 10, "100-999": 100, "1000-9999": 1_000, "10000+": 10_000}
-"""Sizes of defects, in pixels of the tile as photographed, and the least area of each."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +140,11 @@ def best_dice_level(counts: NDArray[np.int64]) -> int:
     return int(best[len(best) // 2]) + 1
 
 
+def count_components(mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> Components:
+    """Counts the defects of `component_areas`, which explains the arguments."""
+    return Components.of(component_areas(mask, truth, overlap))
+
+
 def component_areas(
     mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float
 ) -> dict[str, list[int]]:
@@ -177,51 +176,6 @@ def component_areas(
         "missed": true_areas[~found].tolist(),
         "false": found_areas[touching == 0].tolist(),
     }
-
-
-def size_of(area: int) -> str:
-    """The name in `SIZES` of a defect's area, in pixels, at least 1."""
-    return [name for name, least in SIZES.items() if area >= least][-1]
-
-
-@dataclass(frozen=True)
-class Exposures:
-    """Tiles that were photographed more than once, by the answers to their images.
-
-    Attributes:
-        agreeing: all images got one answer, good or defect.
-        disagreeing: they got both.
-        undecided: the true masks themselves differ, empty and not, so that no one answer is right.
-    """
-
-    agreeing: list[str]
-    disagreeing: list[str]
-    undecided: list[str]
-
-    @property
-    def agreement(self) -> float:
-        """agreeing / (agreeing + disagreeing); NaN without any such tile."""
-        total = len(self.agreeing) + len(self.disagreeing)
-        return len(self.agreeing) / total if total else float("nan")
-
-
-def compare_exposures(images: Iterable[tuple[str, bool, bool]]) -> Exposures:
-    """Tells for which tiles the exposure decides the answer.
-
-    Args:
-        images: of each image its tile, whether it has a defect, and whether one was found.
-    """
-    by_tile: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
-    for tile, there, found in images:
-        by_tile[tile].append((there, found))
-    exposures = Exposures([], [], [])
-    for tile, seen in sorted(by_tile.items()):
-        if len({there for there, _ in seen}) > 1:
-            exposures.undecided.append(tile)
-        elif len(seen) > 1:
-            one_answer = len({found for _, found in seen}) == 1
-            (exposures.agreeing if one_answer else exposures.disagreeing).append(tile)
-    return exposures
 
 
 def levels_of_discovery(levels: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> list[int]:

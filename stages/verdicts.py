@@ -1,19 +1,40 @@
-"""What evaluation says of each test image and of each defect: the tables `images.csv` and `defects.csv`."""
+"""What evaluation says of each test image, each defect and each tile: `images.csv`, `defects.csv`, exposures.
+
+Free of Keras, so that a report of what has been evaluated is there at once.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from serving.postprocessing import DEFECT, GOOD
-from stages.metrics import PixelCounts, size_of
 from stages.tiles import Tile
 
-__all__ = ["DefectRow", "ImageRow", "as_csv", "defect_rows", "image_row", "read_image_rows"]
+if TYPE_CHECKING:
+    from stages.metrics import PixelCounts
+
+__all__ = [
+    "SIZES",
+    "DefectRow",
+    "Exposures",
+    "ImageRow",
+    "as_csv",
+    "compare_exposures",
+    "defect_rows",
+    "image_row",
+    "read_image_rows",
+    "size_of",
+]
+
+SIZES = {"1-9": 1, "10-99": 10, "100-999": 100, "1000-9999": 1_000, "10000+": 10_000}
+"""Sizes of defects, in pixels of the tile as photographed, and the least area of each."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +143,48 @@ def read_image_rows(text: str) -> list[ImageRow]:
         for row in csv.DictReader(io.StringIO(text))
     ]
     return TypeAdapter(list[ImageRow]).validate_python(rows)
+
+
+def size_of(area: int) -> str:
+    """The name in `SIZES` of a defect's area, in pixels, at least 1."""
+    return [name for name, least in SIZES.items() if area >= least][-1]
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """Tiles that were photographed more than once, by the answers to their images.
+
+    Attributes:
+        agreeing: all images got one answer, good or defect.
+        disagreeing: they got both.
+        undecided: the true masks themselves differ, empty and not, so that no one answer is right.
+    """
+
+    agreeing: list[str]
+    disagreeing: list[str]
+    undecided: list[str]
+
+    @property
+    def agreement(self) -> float:
+        """agreeing / (agreeing + disagreeing); NaN without any such tile."""
+        total = len(self.agreeing) + len(self.disagreeing)
+        return len(self.agreeing) / total if total else float("nan")
+
+
+def compare_exposures(images: Iterable[tuple[str, bool, bool]]) -> Exposures:
+    """Tells for which tiles the exposure decides the answer.
+
+    Args:
+        images: of each image its tile, whether it has a defect, and whether one was found.
+    """
+    by_tile: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    for tile, there, found in images:
+        by_tile[tile].append((there, found))
+    exposures = Exposures([], [], [])
+    for tile, seen in sorted(by_tile.items()):
+        if len({there for there, _ in seen}) > 1:
+            exposures.undecided.append(tile)
+        elif len(seen) > 1:
+            one_answer = len({found for _, found in seen}) == 1
+            (exposures.agreeing if one_answer else exposures.disagreeing).append(tile)
+    return exposures

@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stages.metrics import (
-    SIZES,
     Components,
-    Exposures,
     PixelCounts,
     PooledDice,
     best_dice_level,
-    compare_exposures,
     component_areas,
+    count_components,
     count_levels,
     count_pixels,
     curve,
-    size_of,
 )
 
 masks = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 255]))
@@ -78,10 +75,6 @@ def test_pixel_counts_agree_with_sets(mask: np.ndarray, truth: np.ndarray) -> No
 # Components
 
 
-def count_components(mask: np.ndarray, truth: np.ndarray, overlap: float) -> Components:
-    return Components.of(component_areas(mask, truth, overlap))
-
-
 def test_components_by_hand() -> None:
     truth = picture(
         "##....#",
@@ -125,25 +118,6 @@ def test_areas_are_those_of_the_true_defect_and_of_the_false_find() -> None:
 def test_without_any_defect_or_find_there_is_no_area() -> None:
     empty = picture("...")
     assert component_areas(empty, empty, 0.1) == {"found": [], "missed": [], "false": []}
-
-
-def test_every_area_has_a_size() -> None:
-    assert [size_of(least) for least in SIZES.values()] == list(SIZES)
-    assert [size_of(least - 1) for least in SIZES.values() if least > 1] == list(SIZES)[:-1]
-    assert size_of(10**9) == "10000+"
-
-
-def test_exposures_by_hand() -> None:
-    images = [
-        *[("one", True, True), ("one", True, True), ("one", True, True)],
-        *[("both", False, True), ("both", False, False)],
-        *[("truth differs", True, True), ("truth differs", False, False)],
-        ("alone", True, False),
-    ]
-    exposures = compare_exposures(images)
-    assert exposures == Exposures(["one"], ["both"], ["truth differs"])
-    assert exposures.agreement == 0.5
-    assert math.isnan(compare_exposures(images[-1:]).agreement)
 
 
 # Thresholds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.errors import StageError
-from stages.metrics import component_areas
+from stages.metrics import count_components
 from stages.operating_point import Evidence, choose_level, gather_evidence, wilson_interval
 from stages.params import MaxFalseAlarmRate, MinRecall
 
@@ -50,9 +50,7 @@ def test_a_defect_is_found_up_to_its_level_and_no_further(overlap: float) -> Non
     assert len(evidence.discoveries) == 3
     assert evidence.alarms == []
     for level in range(1, 256):
-        found = len(
-            component_areas(np.where(levels >= level, 255, 0).astype(np.uint8), truth, overlap)["found"]
-        )
+        found = count_components(np.where(levels >= level, 255, 0).astype(np.uint8), truth, overlap).found
         assert found == sum(one >= level for one in evidence.discoveries)
 
 
