@@ -283,6 +283,14 @@ def test_what_cannot_be_done_is_one_line(
     assert place.versions == []
 
 
+@pytest.mark.parametrize("arguments", [["--keep=0"], ["good", "--rollback"], ["--label=newest"]])
+def test_wrong_arguments_end_with_2(place: Place, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        place.promote(*arguments)
+    assert ended.value.code == 2
+    assert not place.base_path.exists()
+
+
 def test_the_first_version_cannot_be_rolled_back(
     place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -443,7 +451,7 @@ def test_a_metric_that_does_not_exist_is_no_metric_that_passes() -> None:
 
 def test_the_criteria_of_the_project_name_metrics_that_evaluate_writes(project: Project) -> None:
     metrics = project.read("results/evaluate/metrics.json")
-    criteria = read_criteria(ROOT / "serving/config/promotion.toml")
+    criteria = read_criteria(ROOT / "serving/promotion.toml")
     assert len(criteria) == 5
     assert [one.metric for one in criteria if metrics.get(one.metric) is None] == []
 

@@ -205,7 +205,8 @@ def test_another_revision_or_experiment_can_be_named(project: Project, tmp_path:
     project = project.copied(tmp_path / "copy")
     (project.folder / "models/magnetic-tiles").mkdir()
     (project.folder / "models/magnetic-tiles/none").touch()
-    (project.folder / "results/validate.json").write_text("{}")
+    for name in ("validate.json", "validated.json"):
+        (project.folder / "results" / name).write_text("{}")
     project.run("dvc", "exp", "save", "--name", "tried", "--force")
     for name in ("first", "tried"):
         content = write_report(project.folder, name, tmp_path / name, pictures=1)
