@@ -20,9 +20,9 @@ $(STAMP): requirements.lock
 demo: setup  ## The main job on synthetic tiles, from data to defects found by a server, in demo/
 	$(BIN)/python -m scripts.demo
 
-tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah, promtool
+tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah, promtool, nginx
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah prometheus
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah prometheus nginx
 
 lint: setup  ## Checks style and types
 	$(BIN)/ruff check .
