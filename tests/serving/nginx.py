@@ -89,6 +89,7 @@ def nginx_before(
     certificate.private_key_pem.write_to_path(secrets / "tls.key")
     certificate.cert_chain_pems[0].write_to_path(secrets / "tls.crt")
     authority.cert_pem.write_to_path(folder / "ca.crt")
+    (folder / "error.log").touch()
     nginx = Nginx(port, folder, folder / "ca.crt")
     assert PROGRAM
     process = subprocess.Popen([PROGRAM, "-p", str(folder), "-c", "nginx.conf", "-e", "error.log"])
