@@ -291,8 +291,9 @@ def test_the_dockerfile_copies_files_that_the_context_has() -> None:
     assert set(re.findall(r"^COPY (\S+) ", DOCKERFILE, re.MULTILINE)) == let_in
 
 
-def test_workflows_are_valid_pinned_and_least_privileged() -> None:
-    workflow = ROOT / ".github/workflows/serving.yml"
+@pytest.mark.parametrize("name", ["serving.yml", "audit.yml"])
+def test_workflows_are_valid_pinned_and_least_privileged(name: str) -> None:
+    workflow = ROOT / ".github/workflows" / name
     run(beside_python("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", str(workflow))
     document = read_yaml(workflow)
     assert document["permissions"] == {"contents": "read"}
