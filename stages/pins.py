@@ -147,7 +147,7 @@ def was_made(out: Path, stage: str) -> bool:
         return True
     locks = [folder / "dvc.lock" for folder in out.parents if (folder / "dvc.lock").exists()]
     if locks and stage in YAML(typ="safe").load(locks[0]).get("stages", {}):
-        raise StageError(f"{out} is not here, though its stage has run before; `dvc pull {out}` first")
+        raise StageError(f"no {out}, though its stage has run; `dvc pull --with-deps data_split` first")
     return False
 
 

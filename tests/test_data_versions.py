@@ -222,17 +222,21 @@ def test_the_old_version_comes_back_and_the_new_one_again(
         project.run("git", "checkout", "-q", tag)
         project.run("dvc", "checkout", *DATA)
         assert files(project) == content
+    changes = project.run("dvc", "diff", "v1")
+    assert f"    data/own/{ADDED[0]}.jpg\n" in changes.partition("Added:")[2].partition("Deleted:")[0]
+    assert f"    data/tiles/images/{DELETED}.jpg\n" in changes.partition("Deleted:")[2]
     assert ran(project.run("dvc", "repro", "data_split")) == ["check_packages"]
 
 
-def test_a_clone_pulls_each_version(
+def test_a_clone_pulls_each_version_also_one_that_takes_an_addition_back(
     project: Clone, first: dict[str, bytes], grown: dict[str, bytes], tmp_path: Path
 ) -> None:
     clone = project.again(tmp_path / "fresh")
-    for tag, content in (("v2", grown), ("v1", first)):
-        clone.run("git", "checkout", "-q", tag)
-        clone.run(*PULL)
-        assert files(clone) == content
+    clone.run(*PULL)
+    assert files(clone) == grown
+    clone.run("git", "revert", "--no-edit", "v2")
+    clone.run(*PULL)
+    assert files(clone) == first
 
 
 def test_a_clone_without_data_runs_what_changed_and_gets_no_more_than_that_needs(
@@ -252,43 +256,38 @@ def test_a_clone_without_data_runs_what_changed_and_gets_no_more_than_that_needs
     }
 
 
-def test_a_missing_object_is_named_and_pushed_again(
+def test_missing_and_corrupted_objects_are_named_never_used_and_pushed_again(
     project: Clone, bucket: Bucket, grown: dict[str, bytes], tmp_path: Path
 ) -> None:
-    path = f"data/tiles/images/{ADDED[0]}.jpg"
-    (key,) = keys({path: grown[path]})
-    bucket.delete(key)
+    missing, corrupted = (f"data/tiles/images/{name}.jpg" for name in ADDED)
+    (lost,) = keys({missing: grown[missing]})
+    bucket.delete(lost)
+    # The name of an object is the digest of its content.
+    listing = project.run("dvc", "ls", ".", str(Path(corrupted).parent), "--show-hash")
+    (digest,) = [line.split()[0] for line in listing.splitlines() if line.endswith(Path(corrupted).name)]
+    bucket.put(key_of(digest), grown[corrupted][:-1] + b"x")
+
     clone = project.again(tmp_path / "fresh")
     assert "failed to pull" in clone.run(*PULL, fails=True)
     status = clone.run("dvc", "data", "status", "--granular", "--not-in-remote")
-    assert path in status.partition("Not in remote:")[2].partition("\n\n")[0]
+    cache, remote = (
+        status.partition(title)[2].partition("\n\n")[0] for title in ("Not in cache:", "Not in remote:")
+    )
+    assert missing in remote
+    assert missing in cache
+    assert corrupted in cache
+    assert f"data/tiles/images/{CHANGED.replace('Crack', 'Break')}.jpg" not in cache + remote
+
     # As long as a folder's listing is there, DVC takes its files to be there too.
-    for one in folders(project):
-        bucket.delete(one)
+    for key in (key_of(digest), *folders(project)):
+        bucket.delete(key)
     project.run("dvc", "push")
     clone.run(*PULL)
     assert files(clone) == grown
 
 
-def test_a_corrupted_object_is_named_and_never_used(
-    project: Clone, bucket: Bucket, grown: dict[str, bytes], tmp_path: Path
-) -> None:
-    path = f"data/tiles/images/{ADDED[1]}.jpg"
-    content = grown[path]
-    (key,) = keys({path: content})
-    bucket.put(key, content[:-1] + b"x")
-    clone = project.again(tmp_path / "fresh")
-    assert "failed to pull" in clone.run(*PULL, fails=True)
-    status = clone.run("dvc", "data", "status", "--granular")
-    assert path in status.partition("Not in cache:")[2].partition("\n\n")[0]
-    assert path not in files(clone)
-    bucket.put(key, content)
-    clone.run(*PULL)
-    assert files(clone) == grown
-
-
 def test_without_a_cloud_a_folder_beside_the_project_takes_the_place_of_the_bucket(
-    project: Clone, grown: dict[str, bytes]
+    project: Clone, bucket: Bucket, grown: dict[str, bytes]
 ) -> None:
     project.run("dvc", "remote", "default", "local")
     project.run("git", "commit", "-qam", "Back to the local remote")
@@ -296,5 +295,9 @@ def test_without_a_cloud_a_folder_beside_the_project_takes_the_place_of_the_buck
     clone = project.again(project.folder.with_name("beside"))
     clone.run(*PULL)
     assert files(clone) == grown
-    assert (project.folder.with_name("dvc-storage") / "files").is_dir()
-    assert "dvc-storage" not in project.run("git", "status", "--porcelain", "--ignored")
+    # Both have one layout, so that `aws s3 sync` moves all versions from one to the other.
+    storage = project.folder.with_name("dvc-storage")
+    paths = [path.relative_to(storage) for path in storage.rglob("*") if path.is_file()]
+    stored = {f"tiles/{path.as_posix()}" for path in paths}
+    assert stored == keys(grown).keys() | folders(project)
+    assert stored <= bucket.objects().keys()

@@ -330,7 +330,8 @@ def test_a_version_that_is_not_here_is_asked_for(project: Project, new: Path, lo
     (project.data / lost).rename(project.data.parent / "elsewhere")
     (project.data.parent / "dvc.lock").write_text("stages: {data_load: {}, data_split: {}}")
     text = project.refused(lambda: project.add(new))
-    assert f"`dvc pull {project.data / lost}" in text
+    assert f"no {project.data / lost}" in text
+    assert "`dvc pull --with-deps data_split` first" in text
     (project.data.parent / "dvc.lock").unlink()
     project.add(new)  # where no stage has run, there is nothing to keep
 
@@ -548,6 +549,19 @@ def test_lists_that_are_not_there_or_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "own.sha256").write_text("<<<<<<< HEAD\n")
     with pytest.raises(StageError, match="not a line"):
         read_own(tmp_path)
+
+
+def test_the_present_split_is_pinned_by_a_command(project: Project) -> None:
+    command = [sys.executable, "-m", "stages.pins"]
+    done = subprocess.run(
+        command, cwd=project.data.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stderr == "data/pins.csv holds 48 images on their sides\n"
+    pins = read_pins(project.data / "pins.csv")
+    assert {pin.image: pin.side for pin in pins.values()} == project.sides()
+    # Another seed is another split, but not of what is pinned.
+    project.params = SPLIT.model_copy(update={"seed": 2})
+    assert project.repro() == {pin.image: pin.side for pin in pins.values()}
 
 
 def test_the_stricter_side_holds_when_a_split_is_pinned() -> None:
