@@ -53,7 +53,7 @@ def data_add(source: str, data: Path, threshold: int, *, relabel: bool = False) 
     there = {key: digest for key, digest in known.items() if digest not in deleted}
     tiles: list[Tile] = []
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=data) as scratch:
-        with open_source(source, data / ".download") as files:
+        with open_source(source, data / ".download", "FOLDER") as files:
             pairs, problems = find_pairs(files.names())
             problems += _misplaced(files.names())
             for pair in pairs:

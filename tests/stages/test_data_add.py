@@ -213,7 +213,7 @@ def test_a_picture_that_is_there_is_refused_before_and_after_it_went_through_the
 def test_a_source_without_images_is_refused(project: Project, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no images" in project.refused(lambda: project.add(tmp_path / "empty"))
-    assert "no such file or folder" in project.refused(lambda: project.add(tmp_path / "nowhere"))
+    assert "FOLDER: no such file or folder" in project.refused(lambda: project.add(tmp_path / "nowhere"))
 
 
 def test_numbers_that_would_break_up_a_tile_are_refused_and_later_ones_are_not(
