@@ -20,6 +20,7 @@ from PIL import Image
 
 from scripts.montage import montage
 from serving.up import running_server
+from stages.own import start_anew
 from stages.tiles import Tile, read_tiles
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,10 +105,12 @@ def _make_workspace() -> None:
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
-        # A demo's dvc.lock belongs to its own data.
-        if (ROOT / name).is_file() and name != "dvc.lock":
+        # These belong to the demo's own data.
+        if (ROOT / name).is_file() and not name.startswith(("data/", "dvc.lock")):
             (WORKSPACE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, WORKSPACE / name)
+    if not (WORKSPACE / "data/own.sha256").exists():
+        start_anew(WORKSPACE / "data")
     who = ("-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
     if not (WORKSPACE / ".git").exists():
         _run("git", "init", "--quiet")

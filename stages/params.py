@@ -72,7 +72,8 @@ class DataLoadParams(Section):
     """Where the tiles come from.
 
     Attributes:
-        source: https URL of a zip, path of a zip or a folder, or `synthetic`.
+        source: https URL of a zip, path of a zip or a folder, `synthetic`, or `none` for what
+            `stages.data_add` has added alone.
         mask_threshold: a mask pixel is a defect if its grey level is above it, 0-254.
         synthetic: size of the synthetic set.
     """
