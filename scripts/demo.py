@@ -104,9 +104,9 @@ def _make_workspace() -> None:
     """Brings the copy up to date, and keeps what earlier demos computed there."""
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    kept = ("data/", "dvc.lock", "environment.txt", "results/")  # of the demo's own data
     for name in filter(None, names.split("\0")):
-        # These belong to the demo's own data.
-        if (ROOT / name).is_file() and not name.startswith(("data/", "dvc.lock")):
+        if (ROOT / name).is_file() and not name.startswith(kept):
             (WORKSPACE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, WORKSPACE / name)
     if not (WORKSPACE / "data/own.sha256").exists():

@@ -1,4 +1,7 @@
-"""Stage `validate`: a real server with the exported model must answer what `evaluate` predicted."""
+"""Stage `validate`: a real server with the exported model must answer what `evaluate` predicted.
+
+`results/validated.json` says for which files that is so; `serving.promote` lets no others be served.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from serving.client import TileClient
+from serving.fingerprint import fingerprint
 from serving.postprocessing import mask_at
 from serving.up import running_server
 from stages.errors import StageError, run_stage
@@ -66,15 +70,21 @@ def main() -> None:
     """Runs the stage on params.yaml."""
     params = load_params()
     name = params.export.name
-    with running_server(Path("models") / name, name, backend="embedded") as url:
+    base_path = Path("models") / name
+    with running_server(base_path, name, backend="embedded") as url:
+        client = TileClient(url, name)
         result = validate(
             params.validate_,
-            TileClient(url, name),
+            client,
             Path("data/tiles"),
             read_tiles(Path("data/split/test.csv")),
             Path("results/evaluate/predictions"),
         )
-    Path("results/validate.json").write_text(json.dumps(result, indent=2) + "\n")
+        version = client.model_info().version
+    results = Path("results")
+    (results / "validate.json").write_text(json.dumps(result, indent=2) + "\n")
+    model = {"version": version, "sha256": fingerprint(base_path / str(version))}
+    (results / "validated.json").write_text(json.dumps(model | result, indent=2) + "\n")
     log.info("served and evaluated predictions agree: %s", result)
 
 

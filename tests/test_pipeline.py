@@ -57,8 +57,20 @@ def test_the_second_run_does_nothing(clone: Clone) -> None:
     assert "Stage 'train' didn't change, skipping" in output
 
 
-def test_git_sees_the_lock_file_alone(clone: Clone) -> None:
-    assert clone.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+def test_git_sees_the_lock_file_and_what_it_is_to_keep_itself(clone: Clone) -> None:
+    seen = clone.run("git", "status", "--porcelain", "--untracked-files=all").split()[1::2]
+    pipeline = YAML(typ="safe").load(ROOT / "dvc.yaml")
+    kept = [
+        path
+        for stage in pipeline["stages"].values()
+        for out in stage["outs"]
+        if isinstance(out, dict)
+        for path, options in out.items()
+        if options.get("cache") is False
+    ]
+    strays = [path for path in seen if not path.startswith(("dvc.lock", *kept))]
+    assert strays == []
+    assert [path for path in kept if not any(one.startswith(path) for one in seen)] == []
 
 
 def test_metrics_are_written_and_dvc_shows_them(clone: Clone) -> None:
