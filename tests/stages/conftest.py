@@ -38,6 +38,7 @@ SMALLEST = TrainParams(
     good_ratio=0.5,
     mixed_precision=False,
     seed=1,
+    resume=False,
     augment=AugmentParams(
         flip=True, rotation=0.0, shift=0.05, zoom=0.1, brightness=0.1, contrast=0.2, noise=2.0
     ),
