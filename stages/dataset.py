@@ -63,8 +63,11 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of (images float32 0-255, masks float32 0-1), both (n, H, W, 1).
 
     Each epoch takes all tiles with a defect, and `good_ratio` times as many good ones, drawn
-    anew; without `augment` all tiles, in order. A batch depends on the seed, the epoch and its
-    place alone, so that a run which goes on at `epoch` gets what it would have got.
+    anew; without `augment` all tiles, in order. A batch depends on seed, epoch and its place
+    alone, so that a run that goes on gets what it would have got.
+
+    Attributes:
+        epoch: to draw for; `stages.fitting.follow_epochs` sets it.
     """
 
     def __init__(
@@ -75,7 +78,6 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         augment: Augment | None = None,
         good_ratio: float = 1.0,
         seed: int = 0,
-        epoch: int = 0,
     ) -> None:
         super().__init__()
         self.examples = examples
@@ -83,24 +85,18 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self.augment = augment
         self.good_ratio = good_ratio
         self.seed = seed
-        self.epoch = epoch
-        self.order = self._draw()
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.batch_size)
+        return math.ceil(len(self._order()) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = self._order()[index * self.batch_size : (index + 1) * self.batch_size]
         images = self.examples.images[chosen].astype(np.float32)
         masks = self.examples.masks[chosen].astype(np.float32) / np.float32(255)
         return self.augment(images, masks, self._rng(1 + index)) if self.augment else (images, masks)
 
-    def on_epoch_end(self) -> None:
-        """Goes on to the next epoch."""
-        self.epoch += 1
-        self.order = self._draw()
-
-    def _draw(self) -> NDArray[np.intp]:
+    def _order(self) -> NDArray[np.intp]:
         if self.augment is None:
             return np.arange(len(self.examples.images))
         rng = self._rng(0)

@@ -22,7 +22,7 @@ from serving.preprocessing import letterbox, read_image
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.errors import StageError, run_stage
-from stages.fitting import compile_model
+from stages.fitting import compile_model, follow_epochs
 from stages.model import build_unet
 from stages.params import PretrainParams, TrainParams, load_params
 from stages.synthetic import draw_defect
@@ -63,7 +63,9 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         params: steps and batch size.
         augment: changes images and masks of a batch.
         seed: of all chance.
-        epoch: tenths of the steps that are over; a batch depends on it, the seed and its place alone.
+
+    Attributes:
+        epoch: to draw for; a batch depends on it, the seed and its place alone.
     """
 
     def __init__(
@@ -73,7 +75,6 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         params: PretrainParams,
         augment: Augmentation,
         seed: int,
-        epoch: int = 0,
     ) -> None:
         super().__init__()
         self.images = images
@@ -81,7 +82,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         self.params = params
         self.augment = augment
         self.seed = seed
-        self.epoch = epoch
+        self.epoch = 0
 
     def __len__(self) -> int:
         return -(-self.params.steps // REPORTS)
@@ -91,10 +92,6 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         pairs = [self._example(rng) for _ in range(self.params.batch_size)]
         images, masks = (np.stack(planes) for planes in zip(*pairs, strict=True))
         return self.augment(images.astype(np.float32), masks.astype(np.float32) / np.float32(255), rng)
-
-    def on_epoch_end(self) -> None:
-        """Goes on to batches that have not been seen."""
-        self.epoch += 1
 
     def _example(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         image = self.images[int(rng.integers(len(self.images)))]
@@ -140,9 +137,7 @@ def pretrain(
             raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
         images = [read_image(data / tile.image) for tile in tqdm(good, desc="reading tiles", unit="tile")]
         augment = Augmentation(network.augment)
-        batches = DrawnDefects(
-            images, network.image_size, params, augment, network.seed, epoch=checkpoint.epoch
-        )
+        batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
         checkpoint.load_optimizer(model)
         model.fit(
@@ -150,7 +145,7 @@ def pretrain(
             initial_epoch=checkpoint.epoch,
             epochs=REPORTS,
             shuffle=False,
-            callbacks=[keras.callbacks.TerminateOnNaN(), checkpoint],
+            callbacks=[follow_epochs(batches), keras.callbacks.TerminateOnNaN(), checkpoint],
             verbose=1,
         )
         if checkpoint.epoch < REPORTS:

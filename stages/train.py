@@ -18,7 +18,7 @@ from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Batches, load_examples
 from stages.errors import StageError, run_stage
-from stages.fitting import compile_model
+from stages.fitting import compile_model, follow_epochs
 from stages.live import SamplePredictions, SystemUse
 from stages.model import build_unet
 from stages.params import TrainParams, load_params
@@ -69,12 +69,12 @@ def train(
         augment=Augmentation(params.augment),
         good_ratio=params.good_ratio,
         seed=params.seed,
-        epoch=checkpoint.epoch,
     )
     val_batches = Batches(val, params.batch_size)
     model = build_unet(params, checkpoint.weights or weights)
     live.step = checkpoint.epoch
     callbacks = [
+        follow_epochs(batches),
         Patience(checkpoint, params.patience),
         keras.callbacks.TerminateOnNaN(),
         SamplePredictions(live, val),

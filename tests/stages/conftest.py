@@ -82,3 +82,15 @@ def half_precision() -> Iterator[None]:
     keras.mixed_precision.set_global_policy("mixed_float16")
     yield
     keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture
+def small_steps() -> Iterator[None]:
+    """Step by step, since compiling takes longer than a few steps; single precision afterwards."""
+    import keras
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+    keras.mixed_precision.set_global_policy("float32")
