@@ -104,8 +104,8 @@ def _make_workspace() -> None:
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
-        # A demo's dvc.lock belongs to its own data.
-        if (ROOT / name).is_file() and name != "dvc.lock":
+        # A demo's dvc.lock and results belong to its own data.
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("results/"):
             (WORKSPACE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, WORKSPACE / name)
     who = ("-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
