@@ -157,6 +157,8 @@ class TrainParams(Section):
         good_ratio: good images per defect image and epoch.
         mixed_precision: float16 arithmetic where the device has it.
         seed: of initial weights, order of images and augmentation.
+        resume: whether `pretrain` and `train` go on where a killed run of them had finished an
+            epoch. It decides no result, and is left out where parameters are written down.
         augment: strengths of the augmentation.
     """
 
@@ -176,6 +178,7 @@ class TrainParams(Section):
     good_ratio: float = Field(ge=0.0)
     mixed_precision: bool
     seed: Seed
+    resume: bool = Field(exclude=True)
     augment: AugmentParams
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from urllib3.util.retry import Retry
 
 from stages.errors import StageError
+from stages.paths import named_file
 
 __all__ = ["Source", "download", "open_source"]
 
@@ -105,7 +106,7 @@ def open_source(source: str, cache: Path, name: str = "data_load.source") -> Ite
     Raises:
         StageError: if there is nothing usable.
     """
-    path = download(source, cache) if "://" in source else Path(source).expanduser()
+    path = download(source, cache) if "://" in source else named_file(source)
     if path.is_dir():
         yield FolderSource(path)
         return

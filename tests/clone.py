@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -16,16 +17,47 @@ from ruamel.yaml import YAML
 from stages.own import start_anew
 
 ROOT = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {
+    "data_load": {
+        "source": "synthetic",
+        "synthetic": {
+            "tiles_per_class": 3,
+            "good_tiles": 3,
+            "exposures": 1,
+            "height": 40,
+            "width": 40,
+            "seed": 1,
+        },
+    },
+    "data_split": {"test_fraction": 0.3, "val_fraction": 0.3},
+    "pretrain": {"steps": 0},
+    "train": {
+        "image_size": [32, 32],
+        "backbone": "resnet18",
+        "backbone_weights": "none",
+        "decoder_filters": [8, 8, 8, 8, 8],
+        "epochs": 1,
+    },
+    "evaluate": {"overlays": 2},
+    "export": {"warmup_batches": [1]},
+}
+"""A handful of small tiles, and the smallest network: the pipeline in about a minute."""
 
 
 class Clone:
-    """A git repository, and commands at its root."""
+    """A git repository, and commands at its root.
+
+    Attributes:
+        first_run: what `dvc repro` said, where it has been run.
+    """
+
+    first_run = ""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def of_project(cls, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> Clone:
+    def of_project(cls, folder: Path, settings: Mapping[str, Mapping[str, Any]] = SMALL) -> Clone:
         """The tracked files, with parameters of its own, and without images that users have added."""
         clone = cls(folder)
         tracked = subprocess.run(
@@ -51,8 +83,22 @@ class Clone:
         self.run("git", "clone", "-q", ".", str(folder))
         return Clone(folder)
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        """Runs a command at the root of the repository; returns both its outputs."""
+    def copy(self, folder: Path) -> Clone:
+        """The same in another folder, with all that has been computed."""
+        shutil.copytree(self.folder, folder)
+        other = copy.copy(self)
+        other.folder = folder
+        return other
+
+    def run(self, *command: str, fails: bool = False, **extra: str) -> str:
+        """Runs a command at the root of the repository, with extra variables; returns both its outputs."""
+        with self.start(*command, **extra) as process:
+            output, _ = process.communicate()
+        assert (process.returncode != 0) == fails, output[-5000:]
+        return output
+
+    def start(self, *command: str, alone: bool = False, **extra: str) -> subprocess.Popen[str]:
+        """Starts a command, `alone` in a process group of its own that can be killed as a whole."""
         person = {"NAME": "A tester", "EMAIL": "tester@example.org"}
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -64,17 +110,15 @@ class Clone:
                 for key, value in person.items()
             },
         }
-        done = subprocess.run(
+        return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=environment,
+            env=environment | extra,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            check=False,
+            start_new_session=alone,
         )
-        assert (done.returncode != 0) == fails, done.stdout[-5000:]
-        return done.stdout
 
     def read(self, path: str) -> Any:
         return json.loads((self.folder / path).read_text())

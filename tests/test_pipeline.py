@@ -5,48 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import pytest
 from ruamel.yaml import YAML
 
-from tests.clone import Clone
-
-ROOT = Path(__file__).parents[1]
-SMALL: dict[str, Any] = {
-    "data_load": {
-        "source": "synthetic",
-        "synthetic": {
-            "tiles_per_class": 3,
-            "good_tiles": 3,
-            "exposures": 1,
-            "height": 40,
-            "width": 40,
-            "seed": 1,
-        },
-    },
-    "data_split": {"test_fraction": 0.3, "val_fraction": 0.3},
-    "pretrain": {"steps": 0},
-    "train": {
-        "image_size": [32, 32],
-        "backbone": "resnet18",
-        "backbone_weights": "none",
-        "decoder_filters": [8, 8, 8, 8, 8],
-        "epochs": 1,
-    },
-    "evaluate": {"overlays": 2},
-    "export": {"warmup_batches": [1]},
-}
+from tests.clone import ROOT, Clone
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which `dvc repro` has been run."""
-    clone = Clone.of_project(tmp_path_factory.mktemp("pipeline") / "clone", SMALL)
-    output = clone.run("dvc", "repro")
-    ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+def test_every_stage_runs(clone: Clone) -> None:
+    ran = [line.split("'")[1] for line in clone.first_run.splitlines() if line.startswith("Running stage '")]
     assert sorted(ran) == sorted(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
-    return clone
 
 
 def test_the_second_run_does_nothing(clone: Clone) -> None:
@@ -115,15 +82,16 @@ def test_predictions_and_overlays_of_the_test_side_are_kept(clone: Clone) -> Non
     assert len(list((results / "overlays").glob("*.png"))) == 2
 
 
-def test_a_fresh_clone_pulls_it_all_or_needs_none_of_it(clone: Clone) -> None:
+def test_a_fresh_clone_pulls_it_all_or_needs_none_of_it(clone: Clone, tmp_path: Path) -> None:
+    clone = clone.copy(tmp_path / "project")
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "-qm", "A first version")
     clone.run("dvc", "push")
-    whole = clone.again(clone.folder.with_name("whole"))
+    whole = clone.again(tmp_path / "whole")
     whole.run("dvc", "pull")
     for name in ("data/tiles/tiles.csv", "models/unet.keras"):
         assert (whole.folder / name).read_bytes() == (clone.folder / name).read_bytes()
-    bare = clone.again(clone.folder.with_name("bare"))
+    bare = clone.again(tmp_path / "bare")
     output = bare.run("dvc", "repro", "--pull", "--allow-missing")
     assert [line for line in output.splitlines() if line.startswith("Running stage '")] == [
         "Running stage 'check_packages':"
