@@ -1,10 +1,9 @@
 """Synthetic magnetic tiles with exact masks: for the demo, for tests and for teaching.
 
-Tiles are ground, grainy grey surfaces with marks from top to bottom, photographed under several
-exposures. Each defect class looks like the real one: Blowhole small dark pits, Break chips at the
-edge, Crack thin dark lines that mostly start at an edge, Fray matt patches without marks, Uneven
-bands, corners and boxes with marks of another tool. A tile depends on the seed, its class and its
-position within the class alone, not on how many are made.
+Tiles are brushed, grainy grey surfaces, photographed under several exposures. Each defect
+class has its own drawing: Blowhole small dark pits, Break chips at the edge, Crack thin dark
+jagged lines, Fray rough bright-and-dark patches, Uneven large smooth blobs. A tile depends
+on the seed, its class and its position within the class alone, not on how many are made.
 """
 
 from __future__ import annotations
@@ -76,11 +75,10 @@ def draw_defect(
     Returns:
         The picture with the defect, and its mask, both (H, W) uint8; the mask is 0 or 255.
     """
-    light = float(image.mean())
-    surface = ((image - light) / _gain(light)).astype(np.float32)
-    share, content = DRAWINGS[defect_class](surface, rng)
-    changed = image + share * (content - surface) * _gain(light)
-    return _levels(changed), _mask(share)
+    height, width = image.shape
+    shape, change = _defect(height, width, defect_class, rng)
+    changed = image.astype(np.float32) + change * shape * max(0.4, float(image.mean()) / 130)
+    return _levels(changed), _mask(shape)
 
 
 def _exposures(
@@ -88,149 +86,107 @@ def _exposures(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     height, width = (max(24, round(side * rng.uniform(0.85, 1.15))) for side in (params.height, params.width))
     surface = draw_surface(height, width, rng)
-    share = np.zeros_like(surface)
+    shape = change = np.zeros_like(surface)
     if name != GOOD_CLASS:
-        share, content = DRAWINGS[name](surface, rng)
-        surface = surface + share * (content - surface)
+        shape, change = _defect(height, width, name, rng)
     for exposure in rng.permutation(len(BRIGHTNESS))[: params.exposures]:
         light = BRIGHTNESS[exposure] + rng.normal(0, 5)
-        picture = light + surface * _gain(light) + rng.normal(0, 2, surface.shape)
-        yield _levels(picture), _mask(share)
+        picture = light + (surface + change * shape) * max(0.4, light / 130) + rng.normal(0, 2, surface.shape)
+        yield _levels(picture), _mask(shape)
 
 
-def _gain(light: float) -> float:
-    """Contrast at a mean grey level, 1 at mid exposure."""
-    return max(0.4, light / 130)
+def _defect(height: int, width: int, name: str, rng: Rng) -> tuple[Plane, Plane]:
+    """Share of each pixel that is defect, 0-1, and the change of grey level there."""
+    drawings: dict[str, Callable[[int, int, Rng], tuple[Plane, Plane]]] = {
+        "Blowhole": _blowhole,
+        "Break": _break,
+        "Crack": _crack,
+        "Fray": _fray,
+        "Uneven": _uneven,
+    }
+    return drawings[name](height, width, rng)
 
 
-# Each drawing takes the surface without defect, in grey levels at mid exposure, and answers the share of
-# each pixel that is defect, 0-1, and what is seen there instead; all three (H, W) float32.
-
-
-def _blowhole(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(surface)
-    height, width = surface.shape
+def _blowhole(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
+    canvas, draw = _canvas(height, width)
     for _ in range(rng.integers(1, 3)):
-        radius = max(2.2, rng.uniform(0.02, 0.05) * min(height, width))
-        x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
-        a, b = radius * rng.uniform(0.7, 1.4, 2)
+        radius = max(2.2, rng.uniform(0.025, 0.05) * min(height, width))
+        x, y = rng.uniform(0.12, 0.88) * width, rng.uniform(0.12, 0.88) * height
+        a, b = radius * rng.uniform(0.8, 1.4, 2)
         draw.ellipse([x - a, y - b, x + a, y + b], fill=255)
-    return _soft(canvas, 0.5), surface - np.float32(rng.uniform(45, 75))
+    return _share(canvas, 0.5), _flat(height, width, -rng.uniform(45, 75))
 
 
-def _break(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(surface)
-    height, width = surface.shape
-    x, y = rng.choice([0.0, float(width)]), rng.uniform(0.0, 1.0) * height
+def _break(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
+    canvas, draw = _canvas(height, width)
+    x, y = rng.choice([0.0, float(width)]), rng.uniform(0.15, 0.85) * height
     if rng.random() < 0.5:
-        x, y = rng.uniform(0.0, 1.0) * width, rng.choice([0.0, float(height)])
+        x, y = rng.uniform(0.15, 0.85) * width, rng.choice([0.0, float(height)])
     angles = np.sort(rng.uniform(0, 2 * np.pi, 14))
-    # Along the edge a chip is longer than it is deep.
-    along, deep = min(height, width) * np.array([rng.uniform(0.1, 0.3), rng.uniform(0.08, 0.2)])
-    a, b = (along, deep) if y in (0.0, height) else (deep, along)
-    radii = rng.uniform(0.6, 1.0, 14)
-    draw.polygon(
-        list(zip(x + a * radii * np.cos(angles), y + b * radii * np.sin(angles), strict=True)), fill=255
-    )
-    matt = _matt(surface, rng, grain=rng.uniform(3, 10))
-    return _soft(canvas, 0.6), matt - np.float32(rng.uniform(25, 65))
+    radii = rng.uniform(0.1, 0.24, 14) * min(height, width)
+    draw.polygon(list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles), strict=True)), fill=255)
+    rough = 12 * _noise(height, width, 1.0, rng)
+    return _share(canvas, 0.6), (rough - rng.uniform(40, 65)).astype(np.float32)
 
 
-def _crack(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(surface)
-    height, width = surface.shape
-    steps, side = 10, min(height, width)
-    from_edge = rng.random() < 0.7
-    angle = rng.normal(np.pi / 2, 0.15) if from_edge else rng.uniform(0, np.pi)
-    length = max(20.0, rng.uniform(0.2, 0.8) * (height if from_edge else side)) / steps
-    turns = angle + np.cumsum(rng.normal(0, 0.15 if from_edge else 0.35, steps))
+def _crack(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
+    canvas, draw = _canvas(height, width)
+    steps, angle = 10, rng.uniform(0, np.pi)
+    length = rng.uniform(0.35, 0.75) * min(height, width) / steps
+    turns = angle + np.cumsum(rng.normal(0, 0.35, steps))
     points = np.stack([np.cos(turns), np.sin(turns)], axis=1).cumsum(axis=0) * length
-    if from_edge:
-        points = np.vstack([(0.0, -2.0), points]) + np.array([rng.uniform(0.1, 0.9) * width, 0.0])
-        if rng.random() < 0.5:
-            points[:, 1] = height - 1 - points[:, 1]
-    else:
-        points += np.array([width, height]) * rng.uniform(0.4, 0.6, 2) - points.mean(axis=0)
-    line = max(2, round(side * rng.uniform(0.008, 0.018)))
-    draw.line([(float(x), float(y)) for x, y in points], fill=255, width=line)
-    return _soft(canvas, 0.4), surface - np.float32(rng.uniform(35, 75))
+    points += np.array([width, height]) * rng.uniform(0.4, 0.6, 2) - points.mean(axis=0)
+    draw.line(
+        [(float(x), float(y)) for x, y in points], fill=255, width=max(2, round(min(height, width) / 60))
+    )
+    return _share(canvas, 0.4), _flat(height, width, -rng.uniform(45, 75))
 
 
-def _fray(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    share = _blob(surface, rng, size=rng.uniform(0.1, 0.25), ragged=0.3)
-    change = rng.choice([-1, 1]) * rng.uniform(15, 35)
-    return share, _matt(surface, rng, grain=rng.uniform(2, 6)) + np.float32(change)
+def _fray(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
+    shape = _blob(height, width, rng, size=rng.uniform(0.12, 0.22), ragged=0.5)
+    change = 45 * _noise(height, width, 1.2, rng) + rng.uniform(10, 25)
+    return shape, change.astype(np.float32)
 
 
-def _uneven(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    height, width = surface.shape
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    wave = 0.03 * height * _normal(ndimage.gaussian_filter1d(rng.normal(0, 1, width), width / 8))
-    kind = rng.choice(["band", "corner", "box"], p=[0.6, 0.15, 0.25])
-    if kind == "band":
-        inside = rows + wave < rng.uniform(0.15, 0.5) * height
-    elif kind == "corner":
-        inside = rows / height + columns / width + wave / height < rng.uniform(0.4, 0.7)
-    else:
-        y, x = rng.uniform(0.3, 0.7) * height, rng.uniform(0.3, 0.7) * width
-        a, b = rng.uniform(0.18, 0.3) * height, rng.uniform(0.18, 0.4) * width
-        inside = ((rows + wave - y) / a) ** 4 + ((columns - x) / b) ** 4 < 1
-    share = _soft(inside[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(255), 0.8)
-    marks = _normal(ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), (height / 2, 0.8)))
-    change = rng.choice([-1, 1]) * rng.uniform(8, 30)
-    smooth = ndimage.gaussian_filter(surface, (height / 6, 2))
-    content = smooth + rng.uniform(0, 0.5) * (surface - smooth) + rng.uniform(2, 9) * marks + change
-    return share, np.asarray(content, np.float32)
+def _uneven(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
+    shape = _blob(height, width, rng, size=rng.uniform(0.2, 0.34), ragged=0.25)
+    return shape, _flat(height, width, float(rng.choice([-1, 1]) * rng.uniform(22, 40)))
 
 
-DRAWINGS: dict[str, Callable[[Plane, Rng], tuple[Plane, Plane]]] = {
-    "Blowhole": _blowhole,
-    "Break": _break,
-    "Crack": _crack,
-    "Fray": _fray,
-    "Uneven": _uneven,
-}
-
-
-def _blob(surface: Plane, rng: Rng, size: float, ragged: float) -> Plane:
+def _blob(height: int, width: int, rng: Rng, size: float, ragged: float) -> Plane:
     """A filled ellipse whose outline noise makes irregular; `size` is its radius over the shorter side."""
-    height, width = surface.shape
     rows, columns = np.mgrid[0:height, 0:width]
-    y, x = rng.uniform(0.05, 0.95) * height, rng.uniform(0.05, 0.95) * width
+    y, x = rng.uniform(0.25, 0.75) * height, rng.uniform(0.25, 0.75) * width
     a, b = size * min(height, width) * rng.uniform(0.75, 1.35, 2)
     distance = np.hypot((rows - y) / a, (columns - x) / b)
-    outline = _normal(ndimage.gaussian_filter(rng.normal(0, 1, surface.shape), min(height, width) / 14))
-    return _soft((distance + ragged * outline / 2 < 1) * np.float32(255), 0.8)
+    outline = ragged * _noise(height, width, min(height, width) / 14, rng)
+    inside: Plane = (distance + 0.5 * outline < 1).astype(np.float32)
+    return _share(inside * 255, 0.8)
 
 
-def _matt(surface: Plane, rng: Rng, grain: float) -> Plane:
-    """The surface without its marks, with the grain of a broken or rubbed one."""
-    rough = _normal(ndimage.gaussian_filter(rng.normal(0, 1, surface.shape), 1.0))
-    smooth = ndimage.gaussian_filter(surface, min(surface.shape) / 10)
-    return np.asarray(smooth + grain * rough, np.float32)
+def _noise(height: int, width: int, sigma: float, rng: Rng) -> Plane:
+    smooth = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), sigma)
+    return np.asarray(smooth / smooth.std(), np.float32)
 
 
-def _normal(noise: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Noise with deviation 1."""
-    normal: NDArray[np.floating] = noise / noise.std()
-    return normal
-
-
-def _canvas(surface: Plane) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    height, width = surface.shape
+def _canvas(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     canvas = Image.new("L", (width, height))
     return canvas, ImageDraw.Draw(canvas)
 
 
-def _soft(canvas: Image.Image | Plane, sigma: float) -> Plane:
-    """Softens the outline of 0 and 255 by `sigma` pixels, as a lens does; answers 0-1."""
+def _share(canvas: Image.Image | Plane, sigma: float) -> Plane:
+    """Softens the outline by `sigma` pixels, as a lens does."""
     soft = ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, sigma)
     return np.asarray(soft, np.float32)
+
+
+def _flat(height: int, width: int, change: float) -> Plane:
+    return np.full((height, width), change, np.float32)
 
 
 def _levels(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
-def _mask(share: Plane) -> NDArray[np.uint8]:
-    return ((share >= 0.5) * np.uint8(255)).astype(np.uint8)
+def _mask(shape: Plane) -> NDArray[np.uint8]:
+    return ((shape >= 0.5) * np.uint8(255)).astype(np.uint8)

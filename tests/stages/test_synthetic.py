@@ -141,27 +141,17 @@ def test_cracks_are_thin_long_and_dark() -> None:
         assert change[mask > 0].mean() < -30
 
 
-def spread_of_columns(picture: np.ndarray, inside: np.ndarray) -> float:
-    """How much columns differ in the mean of their pixels inside a region: marks from top to bottom."""
-    counts = inside.sum(axis=0)
-    full = counts > counts.max() / 2
-    return float(np.std((picture * inside).sum(axis=0)[full] / counts[full]))
+def test_frayed_patches_are_bright_and_dark() -> None:
+    for change, mask in (drawn("Fray", seed) for seed in SEEDS):
+        assert np.mean(change[mask > 0] > 5) > 0.1
+        assert np.mean(change[mask > 0] < -5) > 0.1
 
 
-def test_frayed_patches_have_lost_their_marks() -> None:
-    for seed in SEEDS:
-        rng = np.random.default_rng(seed)
-        plain = np.clip(130 + draw_surface(200, 200, rng), 0, 255).astype(np.uint8)
-        patch, mask = draw_defect(plain, "Fray", rng)
-        inside = ndimage.binary_erosion(mask > 0, iterations=3)
-        assert spread_of_columns(patch, inside) < 0.8 * spread_of_columns(plain, inside)
-
-
-def test_uneven_regions_are_large_and_have_marks_from_top_to_bottom() -> None:
-    for change, mask in (drawn("Uneven", seed, 200, 200) for seed in SEEDS):
+def test_uneven_regions_are_large_and_smooth() -> None:
+    for change, mask in (drawn("Uneven", seed) for seed in SEEDS):
         assert np.mean(mask > 0) > 0.08
-        inside = ndimage.binary_erosion(mask > 0, iterations=4)
-        assert spread_of_columns(change, inside) > 2 * spread_of_columns(change.T, inside.T)
+        inside = change[ndimage.binary_erosion(mask > 0, iterations=4)]
+        assert np.ptp(inside) <= 2
 
 
 def test_a_defect_can_be_drawn_on_any_picture() -> None:
