@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.params import Params
+from stages.params import Params, TrainParams
+from stages.pretrain import NETWORK
 
 ROOT = Path(__file__).parents[2]
 PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")
@@ -159,3 +160,12 @@ def test_dvc_reads_the_pipeline_and_shows_its_stages(tmp_path: Path) -> None:
         [*dvc, "dag", "--mermaid"], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert all(f'"{stage}"' in answer.stdout for stage in STAGES)
+
+
+def test_train_tracks_every_parameter_of_its_own_but_resume() -> None:
+    tracked = {name for name in STAGES["train"]["params"] if name.startswith("train.")}
+    assert tracked == {f"train.{name}" for name in TrainParams.model_fields} - {"train.resume"}
+
+
+def test_pretrain_goes_on_only_with_the_parameters_that_dvc_tracks_for_it() -> None:
+    assert {f"train.{name}" for name in NETWORK} | {"pretrain"} == set(STAGES["pretrain"]["params"])
