@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-__all__ = ["StageError", "run_stage"]
+__all__ = ["StageError", "run_command", "run_stage"]
 
 
 class StageError(Exception):
@@ -18,10 +18,9 @@ class StageError(Exception):
 
 
 def run_stage(stage: Callable[[], None]) -> None:
-    """Runs a stage as a program: exit code 0, 1 after a `StageError`, 2 for arguments, 130 after ^C.
+    """Runs a stage as a program that takes no arguments: `run_command`, and 2 for arguments.
 
-    A `StageError` is printed as a message, without a traceback. `--help` prints the text of the
-    stage's module, and runs nothing.
+    `--help` prints the text of the stage's module, and runs nothing.
     """
     module = sys.modules[stage.__module__]
     argparse.ArgumentParser(
@@ -31,9 +30,17 @@ def run_stage(stage: Callable[[], None]) -> None:
         "`dvc repro` runs this stage where something it depends on has changed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
+    run_command(stage)
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Runs a program: exit code 0, 1 after a `StageError`, 130 after ^C.
+
+    A `StageError` is printed as a message, without a traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        stage()
+        command()
     except StageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -6,7 +6,6 @@ and versions promoted.
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,42 +13,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.data_load import data_load
-from stages.data_split import data_split
+from stages.check_packages import main as check_packages_main
+from stages.data_load import main as data_load_main
+from stages.data_own import main as data_own_main
+from stages.data_split import main as data_split_main
 from stages.evaluate import main as evaluate_main
 from stages.export import latest_version
 from stages.export import main as export_main
-from stages.params import load_params
 from stages.validate import main as validate_main
-from tests.test_pipeline import Clone
+from tests.clone import SMALL, Clone
 
 SIDE = 64
-TILES = {"tiles_per_class": 4, "good_tiles": 6, "exposures": 2, "height": 64, "width": 64, "seed": 1}
+TILES = {"tiles_per_class": 4, "good_tiles": 6, "exposures": 2, "height": SIDE, "width": SIDE, "seed": 1}
+SETTINGS = {**SMALL, "data_load": {"source": "synthetic", "synthetic": TILES}, "evaluate": {"overlays": 12}}
 
 
 class Project(Clone):
     """A clone with data; its methods give it models and results, ready to be committed."""
 
-    def __init__(self, folder: Path, **tiles: Any) -> None:
-        super().__init__(folder)
-        self.set_params({"data_load": {"source": "synthetic", "synthetic": TILES | tiles}})
-        with self.entered():
-            params = load_params()
-            data_split(
-                params.data_split,
-                Path("data/tiles"),
-                data_load(params.data_load, Path("data/tiles")),
-                Path("data/split"),
-            )
-        self.run("python", "-m", "stages.check_packages")
-
-    def copied(self, folder: Path) -> Project:
-        """The same project in another folder, to be changed at will."""
-        twin = copy.copy(self)
-        twin.folder = Path(shutil.copytree(self.folder, folder))
-        return twin
+    @classmethod
+    def with_data(cls, folder: Path) -> Project:
+        """Makes one."""
+        project = cls.of_project(folder, SETTINGS)
+        assert isinstance(project, cls)
+        with project.entered():
+            for stage in (data_own_main, data_load_main, data_split_main, check_packages_main):
+                stage()
+        return project
 
     def set_params(self, changes: dict[str, dict[str, Any]]) -> None:
         yaml = YAML()
@@ -85,6 +78,9 @@ class Project(Clone):
                 rows = [f"{step}\t{value + shift}" for step, value in enumerate(values)]
                 path.write_text("\n".join([f"step\t{name}", *rows]) + "\n")
         (folder / "results/train/metrics.json").write_text('{"step": 3}\n')
+        (folder / "results/train/params.yaml").write_text("epochs: 3\n")
+        (folder / "results/train/plots/images").mkdir()
+        Image.new("L", (8, 8)).save(folder / "results/train/plots/images/samples.png")
         (folder / "results/pretrain.json").write_text('{"steps": 0}\n')
         with self.entered():
             evaluate_main()
