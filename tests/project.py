@@ -6,7 +6,6 @@ and versions promoted.
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from stages.export import latest_version
 from stages.export import main as export_main
 from stages.params import load_params
 from stages.validate import main as validate_main
-from tests.test_pipeline import Clone
+from tests.clone import SMALL, Clone
 
 SIDE = 64
 TILES = {"tiles_per_class": 4, "good_tiles": 6, "exposures": 2, "height": 64, "width": 64, "seed": 1}
@@ -32,10 +31,11 @@ TILES = {"tiles_per_class": 4, "good_tiles": 6, "exposures": 2, "height": 64, "w
 class Project(Clone):
     """A clone with data; its methods give it models and results, ready to be committed."""
 
-    def __init__(self, folder: Path, **tiles: Any) -> None:
-        super().__init__(folder)
-        self.set_params({"data_load": {"source": "synthetic", "synthetic": TILES | tiles}})
-        with self.entered():
+    @classmethod
+    def with_data(cls, folder: Path) -> Project:
+        """A project whose tiles have been drawn and split."""
+        project = cls.of_project(folder, SMALL | {"data_load": {"source": "synthetic", "synthetic": TILES}})
+        with project.entered():
             params = load_params()
             data_split(
                 params.data_split,
@@ -43,13 +43,8 @@ class Project(Clone):
                 data_load(params.data_load, Path("data/tiles")),
                 Path("data/split"),
             )
-        self.run("python", "-m", "stages.check_packages")
-
-    def copied(self, folder: Path) -> Project:
-        """The same project in another folder, to be changed at will."""
-        twin = copy.copy(self)
-        twin.folder = Path(shutil.copytree(self.folder, folder))
-        return twin
+        project.run("python", "-m", "stages.check_packages")
+        return project
 
     def set_params(self, changes: dict[str, dict[str, Any]]) -> None:
         yaml = YAML()

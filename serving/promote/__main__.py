@@ -6,7 +6,7 @@
     python -m serving.promote --rollback                 back to the version before
 
 A version may be served if `validate` has passed for that very model, and its metrics are not worse than
-those of the version now serving, within the tolerances of serving/config/promotion.toml. The reasons
+those of the version now serving, within the tolerances of serving/promotion.toml. The reasons
 are kept with it in assets.extra/blessing.json.
 
 exit codes:
@@ -103,11 +103,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--criteria",
         type=Path,
-        default=Path("serving/config/promotion.toml"),
+        default=Path("serving/promotion.toml"),
         metavar="FILE",
-        help="default: serving/config/promotion.toml",
+        help="default: serving/promotion.toml",
     )
-    add("--keep", type=int, default=2, metavar="N", help="newest versions that stay (default: 2)")
+    add("--keep", type=_count, default=2, metavar="N", help="newest versions that stay (default: 2)")
     add(
         "--grace",
         type=float,
@@ -117,6 +117,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "the version leaves the folder (default: 15)",
     )
     return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of versions, at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Finding:
 
 
 def read_criteria(path: Path) -> list[Criterion]:
-    """Reads a file such as serving/config/promotion.toml.
+    """Reads a file such as serving/promotion.toml.
 
     Raises:
         ConfigError: names what is wrong there.

@@ -13,6 +13,7 @@ from stages.report.charts import Line, line_chart
 from stages.report.comparison import Difference, MetricRow, compare_data, compare_metrics, differences
 from stages.report.pictures import Panel, draw_panels
 from stages.report.snapshot import Snapshot
+from stages.tiles import CLASSES
 from stages.verdicts import SIZES, Exposures, ImageRow, compare_exposures
 
 __all__ = ["Content", "gather"]
@@ -21,7 +22,7 @@ DRAWN_TILES = 6
 """Tiles drawn of those whose exposures disagree, each with all its images."""
 
 ON_GOOD = "good images"
-Counts = Mapping[str, int | None]
+Counts = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,10 @@ def gather(now: Snapshot, before: Snapshot | None, *, pictures: int, notices: Se
         notices=[*notices, *_notices(now, before, data)],
         metrics=compare_metrics(now.metrics, old),
         classes=[
-            *_pairs(now.metrics["class"], old.get("class", {}), list(now.metrics["class"])),
+            *_pairs(now.metrics.get("class", {}), old.get("class", {}), CLASSES),
             (ON_GOOD, _on_good(now.metrics), _on_good(old)),
         ],
-        sizes=_pairs(now.metrics["size"], old.get("size", {}), list(SIZES)),
+        sizes=_pairs(now.metrics.get("size", {}), old.get("size", {}), list(SIZES)),
         newly_right=[r.image for r, b in shared if r.answer == r.truth and b.answer != b.truth],
         newly_wrong=[r.image for r, b in shared if r.answer != r.truth and b.answer == b.truth],
         alarms=alarms,
@@ -151,7 +152,8 @@ def _pairs(
 
 
 def _on_good(metrics: Mapping[str, Any]) -> Counts:
-    return {"found": 0, "missed": 0, "false": metrics.get("false_components_on_good")}
+    false = metrics.get("false_components_on_good")
+    return {} if false is None else {"found": 0, "missed": 0, "false": false}
 
 
 def _notices(now: Snapshot, before: Snapshot | None, data: Mapping[str, Sequence[str]]) -> list[str]:

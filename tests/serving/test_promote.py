@@ -32,7 +32,7 @@ SECONDS = 60.0  # limit of anything a test waits for
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two versions: a good one at the tag `good`, then a worse one, at `worse` and in the working tree."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Project.with_data(tmp_path_factory.mktemp("project") / "clone")
     for darkness, tag in ((24, "good"), (14, "worse")):
         project.train_and_evaluate(darkness)
         project.export_and_validate()
@@ -236,7 +236,7 @@ def test_a_model_that_was_not_validated_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    copy = project.copied(tmp_path / "copy")
+    copy = project.copy(tmp_path / "copy")
     monkeypatch.chdir(copy.folder)
     number = max(int(path.name) for path in (copy.folder / "models" / MODEL_NAME).iterdir())
     model = copy.folder / "models" / MODEL_NAME / str(number) / "saved_model.pb"
@@ -281,6 +281,14 @@ def test_what_cannot_be_done_is_one_line(
     assert len(error.splitlines()) == 1
     assert any(part in error for part in message.split("|"))
     assert place.versions == []
+
+
+@pytest.mark.parametrize("arguments", [["--keep=0"], ["good", "--rollback"], ["--label=newest"]])
+def test_wrong_arguments_end_with_2(place: Place, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        place.promote(*arguments)
+    assert ended.value.code == 2
+    assert not place.base_path.exists()
 
 
 def test_the_first_version_cannot_be_rolled_back(
@@ -373,7 +381,7 @@ def test_a_stage_of_gto_is_promoted_and_dvc_gets_the_model_by_name(
     )
     assert none.returncode == 1
     assert none.stderr.startswith("error: no version of magnetic-tiles is in stage 'prod'; `gto assign")
-    origin = project.copied(tmp_path / "origin")
+    origin = project.copy(tmp_path / "origin")
     origin.run("dvc", "remote", "add", "-d", "--local", "shelf", str(tmp_path / "shelf"))
     origin.run("gto", "register", MODEL_NAME, "good")
     origin.run("gto", "assign", MODEL_NAME, "good", "--stage", "prod")
@@ -381,7 +389,7 @@ def test_a_stage_of_gto_is_promoted_and_dvc_gets_the_model_by_name(
     origin.run("dvc", "push", "--all-tags", "--quiet")
     # A machine that has the repository and the remote, and nothing of DVC's cache.
     (tmp_path / "machine").mkdir()
-    machine = origin.copied(tmp_path / "machine" / "clone")
+    machine = origin.copy(tmp_path / "machine" / "clone")
     shutil.rmtree(machine.folder / ".dvc" / "cache")
     shutil.rmtree(machine.folder / "models")
     monkeypatch.chdir(machine.folder)
@@ -443,7 +451,7 @@ def test_a_metric_that_does_not_exist_is_no_metric_that_passes() -> None:
 
 def test_the_criteria_of_the_project_name_metrics_that_evaluate_writes(project: Project) -> None:
     metrics = project.read("results/evaluate/metrics.json")
-    criteria = read_criteria(ROOT / "serving/config/promotion.toml")
+    criteria = read_criteria(ROOT / "serving/promotion.toml")
     assert len(criteria) == 5
     assert [one.metric for one in criteria if metrics.get(one.metric) is None] == []
 

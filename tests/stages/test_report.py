@@ -29,7 +29,7 @@ EVALUATED = ("check_packages", "data_load", "data_split", "evaluate")
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two commits with results; the working tree has the second, with one parameter more changed."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Project.with_data(tmp_path_factory.mktemp("project") / "clone")
     environment = project.folder / "environment.txt"
     packages = environment.read_text()
     environment.write_text(packages.replace("pillow==", "pillow==1."))
@@ -202,10 +202,11 @@ def test_the_comment_has_the_metrics_and_a_picture_beside_it(report: Path, now: 
 
 def test_another_revision_or_experiment_can_be_named(project: Project, tmp_path: Path) -> None:
     # An experiment has all outputs; of these nothing here is read.
-    project = project.copied(tmp_path / "copy")
+    project = project.copy(tmp_path / "copy")
     (project.folder / "models/magnetic-tiles").mkdir()
     (project.folder / "models/magnetic-tiles/none").touch()
-    (project.folder / "results/validate.json").write_text("{}")
+    for name in ("validate.json", "validated.json"):
+        (project.folder / "results" / name).write_text("{}")
     project.run("dvc", "exp", "save", "--name", "tried", "--force")
     for name in ("first", "tried"):
         content = write_report(project.folder, name, tmp_path / name, pictures=1)
@@ -236,7 +237,7 @@ def test_a_state_without_results_is_said_to_have_none(project: Project, tmp_path
 
 
 def test_what_dvc_cannot_give_is_left_out_and_named(project: Project, tmp_path: Path) -> None:
-    project = project.copied(tmp_path / "copy")
+    project = project.copy(tmp_path / "copy")
     shutil.rmtree(project.folder / ".dvc" / "cache")
     content = write_report(project.folder, "first", tmp_path / "out", pictures=2)
     assert content.before is not None
