@@ -1,0 +1,98 @@
+"""The notebooks run from a fresh clone, on few and small tiles, and leave it as it was."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SMALL: dict[str, dict[str, int]] = {
+    "1_ProcessData": {"TILES": 3, "EXPOSURES": 2, "SIDE": 48},
+    "2_TrainSegmentationModel": {"SIDE": 32, "EPOCHS": 1},
+    "3_Evaluate": {},
+}
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+
+
+def inject(path: Path, values: dict[str, int]) -> None:
+    """Puts a cell with other values behind the one tagged `parameters`, as papermill does."""
+    notebook = read(path)
+    (place,) = [
+        number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
+    ]
+    unknown = [name for name in values if f"{name} = " not in notebook.cells[place].source]
+    assert not unknown
+    cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in values.items()))
+    notebook.cells.insert(place + 1, cell)
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which all notebooks have been run, one after the other, with their outputs kept."""
+    folder = tmp_path_factory.mktemp("clone")
+    listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for name, values in SMALL.items():
+        inject(folder / f"notebooks/{name}.ipynb", values)
+    person = ("-c", "user.name=A tester", "-c", "user.email=tester@example.org")
+    for command in (("init", "-q"), ("add", "--all"), (*person, "commit", "-qm", "A clone")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbmake", "--overwrite", "notebooks"]
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(NOTEBOOKS)} passed" in done.stdout
+    return folder
+
+
+def test_each_notebook_is_run() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [*SMALL]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stripped(path: Path) -> None:
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    assert not [cell.source for cell in cells if cell.outputs or cell.execution_count]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_pictures_are_drawn_and_nothing_is_complained_of(clone: Path, name: str) -> None:
+    outputs = [
+        output
+        for cell in read(clone / f"notebooks/{name}.ipynb").cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    ]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 6
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+
+
+def test_nothing_is_written_outside_of_the_folder_that_git_ignores(clone: Path) -> None:
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "--ignored"], cwd=clone, check=True, capture_output=True, text=True
+    )
+    changed = {line[3:] for line in status.stdout.splitlines() if "__pycache__" not in line}
+    # DVC's scratch space is nobody's data.
+    assert changed - {".dvc/tmp/"} == {"notebooks/work/", *(f"notebooks/{name}.ipynb" for name in SMALL)}
+
+
+def test_the_network_of_the_notebook_can_be_evaluated_by_the_pipeline(clone: Path) -> None:
+    work = clone / "notebooks/work"
+    assert (work / "unet.keras").exists()
+    assert {path.name for path in (work / "split").iterdir()} >= {"train.csv", "val.csv", "test.csv"}
+    assert (work / "evaluate/metrics.json").exists()
