@@ -154,7 +154,7 @@ class TrainParams(Section):
         dice_weight: share of the Dice loss, the rest is focal cross-entropy.
         focal_gamma: exponent of the focal cross-entropy, 0 for the plain one.
         good_ratio: good images per defect image and epoch.
-        mixed_precision: float16 arithmetic where the device has it.
+        mixed_precision: bfloat16 arithmetic, where the device is fast at it.
         seed: of initial weights, order of images and augmentation.
         augment: strengths of the augmentation.
     """

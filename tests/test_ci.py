@@ -62,6 +62,7 @@ def test_workflows_pass_their_linters() -> None:
     run("zizmor", "--offline", "--quiet", ".github")
     run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
     run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+    run("check-jsonschema", "--builtin-schema", "vendor.gitlab-ci", ".gitlab-ci.yml")
 
 
 def test_shell_scripts_pass_their_linter() -> None:
@@ -159,9 +160,10 @@ def test_a_release_gets_model_tiles_and_predictions_of_its_commit(origin: Path) 
 
 def test_an_experiment_needs_no_remote(origin: Path) -> None:
     alone = clone(origin, "alone")
-    output = run("scripts/ci_experiment", "exp-1", cwd=alone)
+    output = run("scripts/ci_experiment", "feature/exp-1", cwd=alone)
     assert ran(output) == ["data_load", "data_split", "evaluate", "export"]
     assert not (origin.parent / "storage").exists()
+    assert "feature-exp-1" in run("scripts/ci_push_experiment", "feature/exp-1", cwd=alone)
     missing = run("scripts/ci_push_experiment", "exp-7", cwd=alone, check=False)
     assert missing == "there is no experiment exp-7; see dvc exp list\n"
     assert "usage: " in run("scripts/ci_experiment", cwd=alone, check=False)

@@ -21,7 +21,7 @@ SMALL: dict[str, dict[str, int]] = {
 
 
 def read(path: Path) -> Any:
-    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return nbformat.read(path, as_version=4)
 
 
 def inject(path: Path, values: dict[str, int]) -> None:
