@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: help setup demo tools test lint real clean
+.PHONY: help setup demo tools test lint audit real clean
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -20,9 +20,9 @@ $(STAMP): requirements.lock
 demo: setup  ## The main job on synthetic tiles, from data to defects found by a server, in demo/
 	$(BIN)/python -m scripts.demo
 
-tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah, promtool
+tools:  ## Installs what some tests need beside Python, on Debian or Ubuntu as root: Chromium, buildah, promtool, nginx
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah prometheus
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium buildah prometheus nginx
 
 lint: setup  ## Checks style and types
 	$(BIN)/ruff check .
@@ -32,6 +32,10 @@ lint: setup  ## Checks style and types
 test: lint  ## Runs all tests
 	$(BIN)/python -m pytest
 
+audit:  ## Looks for known vulnerabilities of the pinned packages; needs internet
+	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	@$(VENV)-audit/bin/python scripts/audit.py $(AUDIT)
+
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
@@ -39,4 +43,4 @@ real: setup  ## The pipeline on the real archive, without internet: make real DA
 		-S "train.image_size=[128,128]" -S train.mixed_precision=true
 
 clean:  ## Removes .venv
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-audit

@@ -20,6 +20,7 @@ from PIL import Image
 
 from scripts.montage import montage
 from serving.up import running_server
+from stages.own import start_anew
 from stages.tiles import Tile, read_tiles
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,11 +104,13 @@ def _make_workspace() -> None:
     """Brings the copy up to date, and keeps what earlier demos computed there."""
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    kept = ("data/", "dvc.lock", "environment.txt", "results/")  # of the demo's own data
     for name in filter(None, names.split("\0")):
-        # A demo's dvc.lock belongs to its own data.
-        if (ROOT / name).is_file() and name != "dvc.lock":
+        if (ROOT / name).is_file() and not name.startswith(kept):
             (WORKSPACE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, WORKSPACE / name)
+    if not (WORKSPACE / "data/own.sha256").exists():
+        start_anew(WORKSPACE / "data")
     who = ("-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false")
     if not (WORKSPACE / ".git").exists():
         _run("git", "init", "--quiet")

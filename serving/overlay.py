@@ -20,7 +20,7 @@ FOUND = (230, 159, 0)
 TRUTH = (86, 180, 233)
 TINT = 0.30
 LONG_SIDE = 640
-"""Pixels; smaller tiles are enlarged by a whole factor to about this."""
+"""Pixels; smaller tiles are enlarged by a whole factor to about this, unless told otherwise."""
 
 MAX_BOXES = 24
 """Boxes drawn, those of the largest defects; more would hide the tile."""
@@ -37,6 +37,7 @@ def overlay(
     truth: NDArray[np.uint8] | None = None,
     *,
     defects: Sequence[Defect] | None = None,
+    long_side: int = LONG_SIDE,
 ) -> Image.Image:
     """Draws what was found on a tile.
 
@@ -45,13 +46,14 @@ def overlay(
         mask: (H, W) uint8, any value but 0 is a defect that was found.
         truth: (H, W) uint8, the same for the true defects, drawn as a contour.
         defects: of the mask, the largest first; found again if None.
+        long_side: about what smaller tiles are enlarged to, in pixels.
 
     Returns:
         RGB, k times the size of the tile, where k is a whole number: 1 for large tiles.
     """
     if defects is None:
         defects = find_defects(mask, mask)
-    factor = max(1, round(LONG_SIDE / max(gray.shape)))
+    factor = max(1, round(long_side / max(gray.shape)))
     size = (gray.shape[1] * factor, gray.shape[0] * factor)
     found = _enlarged(mask, size)
     picture = Image.fromarray(gray).resize(size, Image.Resampling.BICUBIC).convert("RGB")

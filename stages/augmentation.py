@@ -14,36 +14,34 @@ from stages.params import AugmentParams
 
 __all__ = ["Augmentation"]
 
-RANGE = (0, 255)
-
 
 class Augmentation:
     """Changes images and masks alike at random; each strength of 0 leaves its step out."""
 
-    def __init__(self, params: AugmentParams, seed: int) -> None:
+    def __init__(self, params: AugmentParams) -> None:
         import keras_cv.layers as cv
 
-        # Single precision whatever the network has: the sums of contrast overflow in half precision.
-        common: dict[str, Any] = {"seed": seed, "dtype": "float32"}
+        # Single precision whatever the network has. With a seed a layer has a generator of its own.
+        common: dict[str, Any] = {"seed": 1, "dtype": "float32"}
         geometry = {"fill_mode": "constant", **common}
+        self.params = params
         self.rotation = params.rotation and cv.RandomRotation(params.rotation, **geometry)
         steps = [
             params.flip and cv.RandomFlip("horizontal_and_vertical", **common),
             params.shift and cv.RandomTranslation(params.shift, params.shift, **geometry),
             params.zoom and cv.RandomZoom(params.zoom, params.zoom, **geometry),
-            params.brightness and cv.RandomBrightness(params.brightness, value_range=RANGE, **common),
-            params.contrast and cv.RandomContrast(value_range=RANGE, factor=params.contrast, **common),
         ]
         self.steps = [step for step in steps if step]
-        self.noise = params.noise
-        self.rng = np.random.default_rng(seed)
 
-    def __call__(self, images: NDArray[np.float32], masks: NDArray[np.float32]) -> tuple[Any, Any]:
+    def __call__(
+        self, images: NDArray[np.float32], masks: NDArray[np.float32], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Augments a batch.
 
         Args:
             images: (N, H, W, 1) float32, 0-255.
             masks: (N, H, W, 1) float32, 0-1.
+            rng: all chance comes from it: in the same state it gives the same batch.
 
         Returns:
             Images and masks of the same shapes and ranges.
@@ -52,11 +50,25 @@ class Augmentation:
         if self.rotation:
             # This layer alone wants a channel for each class, and rounds them to integers.
             both = 255 * np.concatenate([1 - masks, masks], axis=-1)
-            batch = self.rotation({"images": images, "segmentation_masks": both}, training=True)
+            batch = _apply(self.rotation, {"images": images, "segmentation_masks": both}, rng)
             batch["segmentation_masks"] = batch["segmentation_masks"][..., 1:] / 255
         for step in self.steps:
-            batch = step(batch, training=True)
-        changed = np.asarray(batch["images"], np.float32)
-        if self.noise:
-            changed = changed + self.rng.normal(0, self.noise, changed.shape).astype(np.float32)
-        return np.clip(changed, 0, 255), np.asarray(batch["segmentation_masks"], np.float32)
+            batch = _apply(step, batch, rng)
+        changed = self._light(np.asarray(batch["images"], np.float32), rng)
+        return changed, np.asarray(batch["segmentation_masks"], np.float32)
+
+    def _light(self, images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Brightness, contrast, noise. Those of keras-cv can't be seeded."""
+        strengths = np.array([self.params.brightness, self.params.contrast]).reshape(2, 1, 1, 1, 1)
+        chance = rng.uniform(-strengths, strengths, (2, len(images), 1, 1, 1))
+        brightness, contrast = chance.astype(np.float32)
+        lit: NDArray[np.float32] = np.clip(images + 255 * brightness, 0, 255)
+        lit = np.clip(lit + contrast * (lit - lit.mean(axis=(1, 2), keepdims=True)), 0, 255)
+        lit += np.float32(self.params.noise) * rng.standard_normal(lit.shape, np.float32)
+        return np.clip(lit, 0, 255, out=lit)
+
+
+def _apply(layer: Any, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    layer._random_generator.reset_from_seed(int(rng.integers(2**31)))
+    changed: dict[str, Any] = layer(batch, training=True)
+    return changed

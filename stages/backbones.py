@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 
 from stages.errors import StageError
+from stages.paths import named_file
 
 __all__ = ["build_backbone", "load_weights"]
 
@@ -46,7 +47,7 @@ def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Mode
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = MOMENTUM
     if weights not in ("imagenet", "none"):
-        load_weights(model, Path(weights))
+        load_weights(model, named_file(weights))
     return model
 
 

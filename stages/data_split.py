@@ -1,4 +1,7 @@
-"""Stage `data_split`: which tiles train, which choose (val), which judge (test); writes indices alone."""
+"""Stage `data_split`: which tiles train, which choose (val), which judge (test); writes indices alone.
+
+Images that `data/pins.csv` knows stay on their side, and what shows the same piece goes there too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,17 +19,23 @@ from sklearn.model_selection import train_test_split
 from stages.errors import StageError, run_stage
 from stages.lookalikes import find_lookalikes, merge_lookalikes
 from stages.params import DataSplitParams, load_params
+from stages.pins import SIDES, pinned_sides, read_pins
 from stages.tiles import CLASSES, Tile, read_tiles, write_tiles
 
 __all__ = ["data_split", "leaks", "split_grouped", "split_random"]
 
 log = logging.getLogger(__name__)
 
-SIDES = ("train", "val", "test")
 Split = dict[str, list[Tile]]
 
 
-def data_split(params: DataSplitParams, data: Path, tiles: Sequence[Tile], out: Path) -> dict[str, Any]:
+def data_split(
+    params: DataSplitParams,
+    data: Path,
+    tiles: Sequence[Tile],
+    out: Path,
+    pins: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Divides the tiles and writes `train.csv`, `val.csv`, `test.csv` and `summary.json`.
 
     Args:
@@ -33,10 +43,12 @@ def data_split(params: DataSplitParams, data: Path, tiles: Sequence[Tile], out: 
         data: folder to which the paths of the tiles are relative.
         tiles: rows of the index, in any order.
         out: folder to write.
+        pins: side of images by their SHA-256, which a grouped split keeps.
 
     Returns:
         The summary: images by side and class, tiles by side, tiles that turned out to be one
-        piece, and leaks between sides.
+        piece, leaks between sides; of a split with pins, how many hold, how many images are new
+        on each side, which new tiles show a piece that was there, and which images had to move.
 
     Raises:
         StageError: if there are too few tiles, or a grouped split leaks.
@@ -48,7 +60,7 @@ def data_split(params: DataSplitParams, data: Path, tiles: Sequence[Tile], out: 
         ordered, find_lookalikes(data, ordered, params.lookalike) if params.lookalike < 1 else []
     )
     if params.strategy == "grouped":
-        sides = split_grouped(params, ordered, pieces)
+        sides = split_grouped(params, ordered, pieces, pins)
     else:
         sides = split_random(params, ordered)
     if empty := [side for side in SIDES if not sides[side]]:
@@ -60,6 +72,7 @@ def data_split(params: DataSplitParams, data: Path, tiles: Sequence[Tile], out: 
         **_summary(sides),
         "merged_tiles": _merged(pieces),
         "leaks": leaks(sides, pieces),
+        **(_kept(sides, pieces, pins) if params.strategy == "grouped" else {}),
     }
     if params.strategy == "grouped" and any(summary["leaks"].values()):
         raise StageError(
@@ -82,11 +95,18 @@ def split_random(params: DataSplitParams, tiles: Sequence[Tile]) -> Split:
     return {side: [tiles[i] for i in chosen] for side, chosen in zip(SIDES, (train, val, test), strict=True)}
 
 
-def split_grouped(params: DataSplitParams, tiles: Sequence[Tile], pieces: Mapping[str, str]) -> Split:
+def split_grouped(
+    params: DataSplitParams,
+    tiles: Sequence[Tile],
+    pieces: Mapping[str, str],
+    pins: Mapping[str, str] = MappingProxyType({}),
+) -> Split:
     """All images of a piece on one side, stratified by the class of the piece.
 
-    Within a class, pieces are shuffled, the largest first, and each goes to the side that is
-    furthest from its share of that class's images. A piece that is in several class folders
+    A piece with pinned images goes to their side; if new images join pieces of several sides into
+    one, to the strictest of these: what has judged goes on judging, and nothing that judges trains.
+    Of the others, within a class, pieces are shuffled, the largest first, and each goes to the side
+    that is furthest from its share of that class's images. A piece that is in several class folders
     counts for its rarest class. `pieces` names the piece of each tile.
     """
     groups: dict[str, list[Tile]] = defaultdict(list)
@@ -101,12 +121,14 @@ def split_grouped(params: DataSplitParams, tiles: Sequence[Tile], pieces: Mappin
         "val": params.val_fraction,
         "train": 1 - params.test_fraction - params.val_fraction,
     }
+    claims = {name: [pins[t.image_sha256] for t in g if t.image_sha256 in pins] for name, g in groups.items()}
+    held = {name: max(sides, key=SIDES.index) for name, sides in claims.items() if sides}
     rng = np.random.default_rng(params.seed)
     sides: Split = {side: [] for side in SIDES}
     for class_ in sorted(by_class):
         sizes = {n: sum(t.class_ == class_ for t in groups[n]) for n in by_class[class_]}
         names = [by_class[class_][i] for i in rng.permutation(len(by_class[class_]))]
-        for side, chosen in _fill(names, sizes, shares).items():
+        for side, chosen in _fill(names, sizes, shares, held).items():
             sides[side] += [tile for name in chosen for tile in groups[name]]
     return sides
 
@@ -139,13 +161,16 @@ def _divide(
 
 
 def _fill(
-    names: Sequence[str], sizes: Mapping[str, int], shares: Mapping[str, float]
+    names: Sequence[str], sizes: Mapping[str, int], shares: Mapping[str, float], held: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Gives each tile to the side that lacks most of its share; the first ones, one to each side."""
+    """Gives each piece to the side that lacks most of its share; the first ones, one to each side.
+
+    `held` names the side of those that have one.
+    """
     total = sum(sizes.values())
-    sides: dict[str, list[str]] = {side: [] for side in shares}
-    filled = dict.fromkeys(shares, 0)
-    for name in sorted(names, key=lambda name: -sizes[name]):
+    sides = {side: [name for name in names if held.get(name) == side] for side in shares}
+    filled = {side: sum(sizes[name] for name in chosen) for side, chosen in sides.items()}
+    for name in sorted((name for name in names if name not in held), key=lambda name: -sizes[name]):
         # An empty side comes first, so that each class is on every side if it has three tiles.
         side = max(
             shares, key=lambda s: (not sides[s] and len(names) >= len(shares), shares[s] - filled[s] / total)
@@ -153,6 +178,29 @@ def _fill(
         sides[side].append(name)
         filled[side] += sizes[name]
     return sides
+
+
+def _kept(sides: Split, pieces: Mapping[str, str], pins: Mapping[str, str]) -> dict[str, Any]:
+    """What has become of the pins."""
+    old: dict[str, set[str]] = defaultdict(set)  # tiles with pinned images, by piece
+    for tile in (tile for tiles in sides.values() for tile in tiles if tile.image_sha256 in pins):
+        old[pieces[tile.tile]].add(tile.tile)
+    joined: dict[str, dict[str, Any]] = {}
+    for side, tiles in sides.items():
+        for tile in tiles:
+            if tile.image_sha256 not in pins and (before := old[pieces[tile.tile]]):
+                joined[tile.tile] = {"side": side, "shows": sorted(before)}
+    return {
+        "pinned": sum(tile.image_sha256 in pins for tiles in sides.values() for tile in tiles),
+        "new": {side: sum(tile.image_sha256 not in pins for tile in sides[side]) for side in SIDES},
+        "joined": dict(sorted(joined.items())),
+        "moved": {
+            tile.image: f"{pins[tile.image_sha256]} -> {side}"
+            for side in SIDES
+            for tile in sides[side]
+            if pins.get(tile.image_sha256, side) != side
+        },
+    }
 
 
 def _summary(sides: Split) -> dict[str, Any]:
@@ -172,13 +220,23 @@ def _merged(pieces: Mapping[str, str]) -> list[list[str]]:
 
 def main() -> None:
     """Runs the stage on params.yaml."""
-    data = Path("data/tiles")
-    summary = data_split(load_params().data_split, data, read_tiles(data / "tiles.csv"), Path("data/split"))
+    params, data = load_params().data_split, Path("data/tiles")
+    pins = pinned_sides(read_pins(Path("data/pins.csv")))
+    summary = data_split(params, data, read_tiles(data / "tiles.csv"), Path("data/split"), pins)
     for side in SIDES:
         counts = ", ".join(f"{name} {count}" for name, count in summary["images"][side].items())
         log.info("%-5s %3d tiles: %s", side, summary["tiles"][side], counts)
     if summary["merged_tiles"]:
         log.info("tiles that are one piece by their look: %s", summary["merged_tiles"])
+    if summary.get("pinned"):
+        counts = ", ".join(f"{side} {count}" for side, count in summary["new"].items())
+        log.info("%d images as data/pins.csv has them; new: %s", summary["pinned"], counts)
+        for tile, found in summary["joined"].items():
+            log.info("%s goes to %s: shows the piece of %s", tile, found["side"], ", ".join(found["shows"]))
+        for image, move in summary["moved"].items():
+            log.warning("%s: %s, as its piece is on both; older models may have seen it", image, move)
+    elif pins:
+        log.warning("none of the %d images of data/pins.csv is pinned in this split", len(pins))
     log.info("leaks: %s", summary["leaks"])
 
 

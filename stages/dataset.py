@@ -18,7 +18,7 @@ from serving.preprocessing import letterbox, read_image
 
 __all__ = ["Batches", "Examples", "load_examples", "read_mask"]
 
-Augment = Callable[[NDArray[np.float32], NDArray[np.float32]], tuple[Any, Any]]
+Augment = Callable[[NDArray[np.float32], NDArray[np.float32], np.random.Generator], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of (images float32 0-255, masks float32 0-1), both (n, H, W, 1).
 
     Each epoch takes all tiles with a defect, and `good_ratio` times as many good ones, drawn
-    anew; without `augment` all tiles, in order.
+    anew; without `augment` all tiles, in order. A batch depends on seed, epoch and its place
+    alone, so that a run that goes on gets what it would have got.
+
+    Attributes:
+        epoch: to draw for; `stages.fitting.follow_epochs` sets it.
     """
 
     def __init__(
@@ -80,25 +84,25 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self.batch_size = batch_size
         self.augment = augment
         self.good_ratio = good_ratio
-        self.rng = np.random.default_rng(seed)
-        self.order = np.arange(len(examples.images))
-        self.on_epoch_end()
+        self.seed = seed
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.batch_size)
+        return math.ceil(len(self._order()) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = self._order()[index * self.batch_size : (index + 1) * self.batch_size]
         images = self.examples.images[chosen].astype(np.float32)
         masks = self.examples.masks[chosen].astype(np.float32) / np.float32(255)
-        return self.augment(images, masks) if self.augment else (images, masks)
+        return self.augment(images, masks, self._rng(1 + index)) if self.augment else (images, masks)
 
-    def on_epoch_end(self) -> None:
-        """Draws the order of the next epoch."""
+    def _order(self) -> NDArray[np.intp]:
         if self.augment is None:
-            return
+            return np.arange(len(self.examples.images))
+        rng = self._rng(0)
         defects, good = (np.flatnonzero(self.examples.good == value) for value in (False, True))
         wanted = min(len(good), round(self.good_ratio * len(defects)))
-        self.order = self.rng.permutation(
-            np.concatenate([defects, self.rng.choice(good, wanted, replace=False)])
-        )
+        return rng.permutation(np.concatenate([defects, rng.choice(good, wanted, replace=False)]))
+
+    def _rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch, purpose))

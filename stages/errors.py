@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-__all__ = ["StageError", "run_stage"]
+__all__ = ["StageError", "run_command", "run_stage"]
 
 
 class StageError(Exception):
@@ -18,10 +18,9 @@ class StageError(Exception):
 
 
 def run_stage(stage: Callable[..., None], **options: str) -> None:
-    """Runs a stage as a program: exit code 0, 1 after a `StageError`, 2 for arguments, 130 after ^C.
+    """Runs a stage as a program: `run_command`, and 2 for arguments that are none of its options.
 
-    A `StageError` is printed as a message, without a traceback. `--help` prints the text of the
-    stage's module, and runs nothing.
+    `--help` prints the text of the stage's module, and runs nothing.
 
     Args:
         stage: to run, with the options by keyword; those that were not given are None.
@@ -38,9 +37,17 @@ def run_stage(stage: Callable[..., None], **options: str) -> None:
     for name, text in options.items():
         parser.add_argument(f"--{name}", help=text)
     given = vars(parser.parse_args())
+    run_command(lambda: stage(**given))
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Runs a program: exit code 0, 1 after a `StageError`, 130 after ^C.
+
+    A `StageError` is printed as a message, without a traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        stage(**given)
+        command()
     except StageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

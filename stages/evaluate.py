@@ -1,7 +1,7 @@
 """Stage `evaluate`: figures, plots and pictures on the test side, at the tiles' own resolution.
 
 The decision threshold is that of the operating point, found on the validation side; the test
-side is only measured. All figures are defined in `stages.metrics`.
+side is only measured. `stages.figures` has the figures, `stages.metrics` what they mean.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +17,23 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from serving.overlay import overlay
-from serving.postprocessing import find_defects, mask_at, probability_levels, score
+from serving.postprocessing import find_defects, mask_at, probability_levels
 from serving.preprocessing import letterbox, read_image
 from stages.dataset import read_mask
 from stages.errors import StageError, run_stage
-from stages.metrics import (
-    Components,
-    PixelCounts,
-    count_components,
-    count_levels,
-    count_pixels,
-    curve,
-)
-from stages.operating_point import choose_level, gather_evidence, wilson_interval
+from stages.figures import Judged, figures, judge
+from stages.metrics import count_levels, curve
+from stages.operating_point import choose_level, gather_evidence
 from stages.params import EvaluateParams, load_params
-from stages.tiles import CLASSES, GOOD_CLASS, Tile, read_tiles
+from stages.tiles import GOOD_CLASS, Tile, read_tiles
+from stages.verdicts import DefectRow, ImageRow, as_csv, defect_rows, image_row
 
 __all__ = ["choose_threshold", "evaluate", "predict_levels", "prediction_path"]
 
 log = logging.getLogger(__name__)
-
-ORIGINAL_SIDE = 224
-"""Pixels; the original project resized the shorter side to it and cropped the centre square."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What is known of one test image after it was compared with its mask."""
-
-    tile: Tile
-    pixels: PixelCounts
-    original: PixelCounts
-    components: Components
-    score: float
-    any_found: bool
 
 
 def predict_levels(
@@ -97,7 +74,9 @@ def evaluate(
     test_tiles: Sequence[Tile],
     out: Path,
 ) -> dict[str, Any]:
-    """Measures a model and writes `metrics.json`, `plots/`, `overlays/` and `predictions/`.
+    """Measures a model; writes `metrics.json`, `images.csv`, `defects.csv`, and three folders.
+
+    These are `plots/`, `overlays/` of the worst images, and `predictions/` of all.
 
     Args:
         params: operating point, batch size, overlap that counts as found, number of overlays.
@@ -121,9 +100,10 @@ def evaluate(
         truth = read_mask(data / tile.mask)
         mask = mask_at(levels, threshold)
         counts += count_levels(levels, truth)
-        judged.append(_judge(tile, levels, mask, truth, params.component_overlap))
+        judged.append(judge(tile, levels, mask, truth, params.component_overlap))
         _save_levels(prediction_path(out / "predictions", tile), levels)
-    metrics = _metrics(judged, threshold)
+    metrics = figures(judged, threshold)
+    _write_tables(out, judged)
     _write_plots(out / "plots", metrics, counts)
     _write_overlays(out, data, judged, threshold, params.overlays)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -135,94 +115,16 @@ def prediction_path(folder: Path, tile: Tile) -> Path:
     return folder / Path(tile.mask).relative_to("masks")
 
 
-def _judge(
-    tile: Tile, levels: NDArray[np.uint8], mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float
-) -> Judged:
-    return Judged(
-        tile=tile,
-        pixels=count_pixels(mask, truth),
-        original=count_pixels(_centre(mask), _centre(truth)),
-        components=count_components(mask, truth, overlap),
-        score=score(levels),
-        any_found=bool(mask.any()),
-    )
-
-
-def _centre(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The part that the original project looks at, at its resolution, nearest neighbour."""
-    height, width = mask.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(np.ascontiguousarray(mask[top : top + side, left : left + side]))
-    return np.asarray(square.resize((ORIGINAL_SIDE, ORIGINAL_SIDE), Image.Resampling.NEAREST))
-
-
-def _metrics(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
-    pooled = sum((one.pixels for one in judged), PixelCounts())
-    original = sum((one.original for one in judged if one.tile.class_ != GOOD_CLASS), PixelCounts())
-    components = sum((one.components for one in judged), Components())
-    by_class: dict[str, list[Judged]] = defaultdict(list)
-    for one in judged:
-        by_class[one.tile.class_].append(one)
-    classes = {
-        name: _class_metrics(by_class[name]) for name in CLASSES if name != GOOD_CLASS and by_class[name]
-    }
-    good = by_class[GOOD_CLASS]
-    false_alarm_rate = _mean([one.any_found for one in good])
-    recall = _number(components.recall)
-    return {
-        "threshold": threshold,
-        "images": len(judged),
-        "dice_pooled": pooled.dice,
-        "iou_pooled": pooled.iou,
-        "dice_class_mean": _mean([values["dice"] for values in classes.values()]),
-        "component_recall": recall,
-        "component_recall_interval": wilson_interval(recall, _tiles(judged, defective=True)),
-        "false_components": components.false,
-        "auroc": _auroc(judged),
-        "false_alarm_rate": false_alarm_rate,
-        "false_alarm_rate_interval": wilson_interval(false_alarm_rate, _tiles(good)),
-        "original_protocol": {"dice_pooled": original.dice, "iou_pooled": original.iou},
-        "class": classes,
-    }
-
-
-def _tiles(judged: Sequence[Judged], *, defective: bool = False) -> int:
-    """Number of tiles, whatever their exposures; `defective`: those with any defect pixel."""
-    return len({one.tile.tile for one in judged if one.tile.defect_pixels or not defective})
-
-
-def _class_metrics(judged: Sequence[Judged]) -> dict[str, float | int | None]:
-    pixels = sum((one.pixels for one in judged), PixelCounts())
-    components = sum((one.components for one in judged), Components())
-    return {
-        "images": len(judged),
-        "dice": pixels.dice,
-        "iou": pixels.iou,
-        "component_recall": _number(components.recall),
-    }
-
-
-def _auroc(judged: Sequence[Judged]) -> float | None:
-    """Area under the ROC curve of the score, images with a defect pixel against those without."""
-    truth = [one.tile.defect_pixels > 0 for one in judged]
-    if len(set(truth)) < 2:
-        return None
-    return float(roc_auc_score(truth, [one.score for one in judged]))
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    return float(np.mean([float(value) for value in values])) if values else None
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
-
-
 def _save_levels(path: Path, levels: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(levels).save(path)
+
+
+def _write_tables(out: Path, judged: Sequence[Judged]) -> None:
+    images = [image_row(one.tile, one.pixels, one.areas, one.score) for one in judged]
+    defects = [row for one in judged for row in defect_rows(one.tile, one.areas)]
+    (out / "images.csv").write_text(as_csv(ImageRow, images))
+    (out / "defects.csv").write_text(as_csv(DefectRow, defects))
 
 
 def _write_plots(folder: Path, metrics: dict[str, Any], counts: NDArray[np.int64]) -> None:
@@ -234,7 +136,9 @@ def _write_plots(folder: Path, metrics: dict[str, Any], counts: NDArray[np.int64
         if not math.isnan(curves["recall"][index])
     ]
     bars = [{"class": name, "dice": values["dice"]} for name, values in metrics["class"].items()]
-    for name, rows in {"thresholds": points, "classes": bars}.items():
+    sizes = [{"size": name, "recall": values["component_recall"]} for name, values in metrics["size"].items()]
+    asked = [row for row in sizes if row["recall"] is not None]
+    for name, rows in {"thresholds": points, "classes": bars, "sizes": asked}.items():
         (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

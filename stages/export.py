@@ -26,6 +26,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.postprocessing import LABELS, threshold_level
+from stages.decoding import decode_gray
 from stages.errors import StageError, run_stage
 from stages.params import ExportParams, load_params
 from stages.tiles import data_version, read_tiles
@@ -33,9 +34,6 @@ from stages.tiles import data_version, read_tiles
 __all__ = ["export", "export_saved_model", "latest_version"]
 
 log = logging.getLogger(__name__)
-
-# ITU-R 601-2 luma in Pillow's fixed-point form, so that both sides round alike.
-LUMA, LUMA_ROUND, LUMA_BITS = (19595, 38470, 7471), 0x8000, 16
 
 
 def export(
@@ -175,7 +173,7 @@ def _signatures(
             tf.TensorSpec((2,), tf.int32),
         )
         images, tiles, places = tf.map_fn(
-            lambda data: _letterbox(_decode_gray(data), size), image_bytes, fn_output_signature=specs
+            lambda data: _letterbox(decode_gray(data), size), image_bytes, fn_output_signature=specs
         )
         answers = tf.map_fn(
             lambda one: _answer(one[0], one[1], one[2], level),
@@ -189,18 +187,6 @@ def _signatures(
         return {"model_info": tf.fill(tf.shape(query), document)}
 
     return {"serving_default": serving_default, "segment": segment, "model_info": model_info}
-
-
-def _decode_gray(data: tf.Tensor) -> tf.Tensor:
-    """Bytes of an image file -> (H, W) int32 grey levels, as `serving.preprocessing.to_gray`."""
-    # TensorFlow's default for JPEG is the fast transform, which is off by some grey levels.
-    rgb = tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
-    )
-    rgb = tf.cast(tf.ensure_shape(rgb, (None, None, 3)), tf.int32)
-    return tf.bitwise.right_shift(tf.reduce_sum(rgb * LUMA, axis=-1) + LUMA_ROUND, LUMA_BITS)
 
 
 def _letterbox(gray: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

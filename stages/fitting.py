@@ -1,6 +1,8 @@
-"""Loss, optimizer and learning rate, the same for `pretrain` and `train`."""
+"""What `pretrain` and `train` share: loss, optimizer, learning rate, and which epoch it is."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 
@@ -8,7 +10,7 @@ from stages.losses import SegmentationLoss
 from stages.metrics import PooledDice
 from stages.params import TrainParams
 
-__all__ = ["compile_model"]
+__all__ = ["compile_model", "follow_epochs"]
 
 
 def compile_model(
@@ -34,3 +36,8 @@ def compile_model(
         loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
         metrics=[PooledDice()],
     )
+
+
+def follow_epochs(batches: Any) -> keras.callbacks.Callback:
+    """A callback that sets the `epoch` of batches; Keras calls their `on_epoch_end` once too often a fit."""
+    return keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(batches, "epoch", epoch))

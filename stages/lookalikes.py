@@ -10,6 +10,7 @@ of a surface (grain, scratches) is a fingerprint that light and exposure don't c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -62,25 +63,27 @@ def find_lookalikes(data: Path, tiles: Sequence[Tile], threshold: float) -> list
     Returns:
         Both positions in `tiles`, the lower first, and the correlation, of each pair.
     """
-    pictures = np.stack(
-        [
-            structure(read_image(data / tile.image)).ravel()
-            for tile in tqdm(tiles, desc="comparing tiles", unit="tile", leave=False)
-        ]
-    )
-    sizes = np.log([(tile.height, tile.width) for tile in tiles])
-    names = np.array([tile.tile for tile in tiles])
+    # By height, so that what can be of one shape lies together.
+    order = np.argsort([tile.height for tile in tiles], kind="stable")
+    sizes = np.log([(tiles[i].height, tiles[i].width) for i in order]).reshape(-1, 2)
+    names = np.unique([tiles[i].tile for i in order], return_inverse=True)[1]
+    pictures = np.empty((len(tiles), (SIDE - 2 * MARGIN) ** 2), np.float32)
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(lambda i: structure(read_image(data / tiles[i].image)).ravel(), order)
+        bar = tqdm(found, total=len(tiles), desc="comparing tiles", unit="tile", leave=False)
+        for row, fine in enumerate(bar):
+            pictures[row] = fine
     pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(tiles), BLOCK):
-        block = slice(start, start + BLOCK)
-        alike = pictures[block] @ pictures.T
-        found = alike >= threshold
-        found &= names[block, None] != names[None]
-        found &= np.abs(sizes[block, None] - sizes[None]).max(axis=-1) < SAME_SHAPE
-        for row, column in np.argwhere(found):
-            if start + row < column:
-                pairs.append((int(start + row), int(column), float(alike[row, column])))
-    return pairs
+        stop = int(np.searchsorted(sizes[:, 0], sizes[start : start + BLOCK, 0].max() + SAME_SHAPE))
+        alike = pictures[start : start + BLOCK] @ pictures[start:stop].T
+        rows, columns = np.nonzero(alike >= threshold)
+        one, other = start + rows, start + columns
+        kept = (one < other) & (names[one] != names[other])
+        kept &= np.abs(sizes[one] - sizes[other]).max(axis=1, initial=0) < SAME_SHAPE
+        ends = np.sort([order[one[kept]], order[other[kept]]], axis=0)
+        pairs += zip(*ends.tolist(), alike[rows[kept], columns[kept]].tolist(), strict=True)
+    return sorted(pairs)
 
 
 def merge_lookalikes(tiles: Sequence[Tile], pairs: Sequence[tuple[int, int, float]]) -> dict[str, str]:

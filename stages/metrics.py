@@ -8,6 +8,7 @@ since nothing is wrong, and NaN for recall and rates, since nothing was asked.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,20 @@ from keras import ops
 from numpy.typing import NDArray
 
 __all__ = [
+    "OUTCOMES",
     "Components",
     "PixelCounts",
     "PooledDice",
     "best_dice_level",
+    "component_areas",
     "count_components",
     "count_levels",
     "count_pixels",
     "curve",
     "levels_of_discovery",
 ]
+
+OUTCOMES = ("found", "missed", "false")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Components:
 
     def __add__(self, other: Components) -> Components:
         return Components(self.found + other.found, self.missed + other.missed, self.false + other.false)
+
+    @classmethod
+    def of(cls, areas: Mapping[str, Sequence[int]]) -> Components:
+        """Counts what `component_areas` gives."""
+        return cls(**{outcome: len(areas[outcome]) for outcome in OUTCOMES})
 
     @property
     def recall(self) -> float:
@@ -131,32 +141,47 @@ def best_dice_level(counts: NDArray[np.int64]) -> int:
 
 
 def count_components(mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> Components:
-    """Counts defects found and missed.
+    """Counts the defects of `component_areas`, which explains the arguments."""
+    return Components.of(component_areas(mask, truth, overlap))
 
-    A true component is found if at least `overlap` of its pixels are in the mask; a predicted
-    component is false if none of its pixels is a defect.
+
+def component_areas(
+    mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float
+) -> dict[str, list[int]]:
+    """Areas, in pixels, of the defects that were found, of those missed, and of false ones.
+
+    A true component is found if at least `overlap` of its pixels are in the mask, else missed; a
+    predicted component is false if none of its pixels is a defect.
 
     Args:
         mask: (H, W), any value but 0 is defect.
         truth: (H, W), any value but 0 is defect.
         overlap: above 0, at most 1.
+
+    Returns:
+        Areas by outcome, one of `OUTCOMES`: of the true component, or of the predicted one if false.
     """
     from scipy import ndimage
 
     neighbours = np.ones((3, 3), int)
     true_labels, true_count = ndimage.label(truth > 0, structure=neighbours)
     found_labels, found_count = ndimage.label(mask > 0, structure=neighbours)
-    areas = np.bincount(true_labels.ravel(), minlength=true_count + 1)[1:]
+    true_areas = np.bincount(true_labels.ravel(), minlength=true_count + 1)[1:]
     covered = np.bincount(true_labels[mask > 0], minlength=true_count + 1)[1:]
+    found_areas = np.bincount(found_labels.ravel(), minlength=found_count + 1)[1:]
     touching = np.bincount(found_labels[truth > 0], minlength=found_count + 1)[1:]
-    found = int(np.count_nonzero(covered >= overlap * areas)) if true_count else 0
-    return Components(found, true_count - found, int(np.count_nonzero(touching == 0)))
+    found = covered >= overlap * true_areas
+    return {
+        "found": true_areas[found].tolist(),
+        "missed": true_areas[~found].tolist(),
+        "false": found_areas[touching == 0].tolist(),
+    }
 
 
 def levels_of_discovery(levels: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> list[int]:
     """For each true component, the highest k at which the mask `level >= k` finds it, 0-255.
 
-    It is found as in `count_components`: at least `overlap` of its pixels are in the mask.
+    It is found as in `component_areas`: at least `overlap` of its pixels are in the mask.
 
     Args:
         levels: (H, W) uint8, probability levels.

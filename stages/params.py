@@ -72,7 +72,8 @@ class DataLoadParams(Section):
     """Where the tiles come from.
 
     Attributes:
-        source: https URL of a zip, path of a zip or a folder, or `synthetic`.
+        source: https URL of a zip, path of a zip or a folder, `synthetic`, or `none` for what
+            `stages.data_add` has added alone.
         mask_threshold: a mask pixel is a defect if its grey level is above it, 0-254.
         synthetic: size of the synthetic set.
     """
@@ -156,6 +157,8 @@ class TrainParams(Section):
         good_ratio: good images per defect image and epoch.
         mixed_precision: bfloat16 arithmetic, where the device is fast at it.
         seed: of initial weights, order of images and augmentation.
+        resume: whether `pretrain` and `train` go on where a killed run of them had finished an
+            epoch. It decides no result, and is left out where parameters are written down.
         augment: strengths of the augmentation.
     """
 
@@ -175,6 +178,7 @@ class TrainParams(Section):
     good_ratio: float = Field(ge=0.0)
     mixed_precision: bool
     seed: Seed
+    resume: bool = Field(exclude=True)
     augment: AugmentParams
 
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from serving.preprocessing import letterbox, read_image
 from stages.augmentation import Augmentation
+from stages.checkpoint import Checkpoint, fingerprint
 from stages.errors import StageError, run_stage
-from stages.fitting import compile_model
+from stages.fitting import compile_model, follow_epochs
 from stages.model import build_unet
 from stages.params import PretrainParams, TrainParams, load_params
 from stages.synthetic import draw_defect
@@ -35,6 +36,20 @@ DEFECT_CLASSES = [name for name in CLASSES if name != GOOD_CLASS]
 UNTOUCHED_SHARE = 0.2
 """Share of the examples on which nothing is drawn."""
 
+NETWORK = {
+    "augment",
+    "backbone",
+    "backbone_weights",
+    "decoder_filters",
+    "dice_weight",
+    "focal_gamma",
+    "image_size",
+    "mixed_precision",
+    "seed",
+    "weight_decay",
+}
+"""Parameters of `train` on which the result depends, as dvc.yaml has them."""
+
 REPORTS = 10
 """Lines of progress, each with the Dice since the one before."""
 
@@ -47,7 +62,10 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         size: height and width of the network's input, in pixels.
         params: steps and batch size.
         augment: changes images and masks of a batch.
-        seed: batch i of a seed is always the same, before `augment`.
+        seed: of all chance.
+
+    Attributes:
+        epoch: to draw for; a batch depends on it, the seed and its place alone.
     """
 
     def __init__(
@@ -64,20 +82,16 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         self.params = params
         self.augment = augment
         self.seed = seed
-        self.round = 0
+        self.epoch = 0
 
     def __len__(self) -> int:
         return -(-self.params.steps // REPORTS)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        rng = np.random.default_rng((self.seed, self.round, index))
+        rng = np.random.default_rng((self.seed, self.epoch, index))
         pairs = [self._example(rng) for _ in range(self.params.batch_size)]
         images, masks = (np.stack(planes) for planes in zip(*pairs, strict=True))
-        return self.augment(images.astype(np.float32), masks.astype(np.float32) / np.float32(255))
-
-    def on_epoch_end(self) -> None:
-        """Goes on to batches that have not been seen."""
-        self.round += 1
+        return self.augment(images.astype(np.float32), masks.astype(np.float32) / np.float32(255), rng)
 
     def _example(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         image = self.images[int(rng.integers(len(self.images)))]
@@ -88,7 +102,12 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
 
 
 def pretrain(
-    params: PretrainParams, network: TrainParams, data: Path, tiles: Sequence[Tile], weights: Path
+    params: PretrainParams,
+    network: TrainParams,
+    data: Path,
+    tiles: Sequence[Tile],
+    weights: Path,
+    checkpoint: Checkpoint,
 ) -> dict[str, float]:
     """Builds the network, trains it on drawn defects, and writes its weights.
 
@@ -100,6 +119,7 @@ def pretrain(
         data: folder to which the paths of the tiles are relative.
         tiles: rows of the train side; the good ones are drawn on.
         weights: `.weights.h5` file to write.
+        checkpoint: where to go on, and keeper of every tenth of the steps; in the end it goes.
 
     Returns:
         Loss and Dice of the last tenth of the steps; empty without training.
@@ -109,38 +129,49 @@ def pretrain(
     """
     keras.utils.set_random_seed(network.seed)
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
-    model = build_unet(network)
+    model = build_unet(network, checkpoint.weights)
     metrics: dict[str, float] = {}
     if params.steps and network.backbone_weights == "none":
         good = [tile for tile in tiles if not tile.defect_pixels]
         if not good:
             raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
         images = [read_image(data / tile.image) for tile in tqdm(good, desc="reading tiles", unit="tile")]
-        augment = Augmentation(network.augment, network.seed)
+        augment = Augmentation(network.augment)
         batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
-        history = model.fit(
-            batches, epochs=REPORTS, shuffle=False, callbacks=[keras.callbacks.TerminateOnNaN()], verbose=1
+        checkpoint.load_optimizer(model)
+        model.fit(
+            batches,
+            initial_epoch=checkpoint.epoch,
+            epochs=REPORTS,
+            shuffle=False,
+            callbacks=[follow_epochs(batches), keras.callbacks.TerminateOnNaN(), checkpoint],
+            verbose=1,
         )
-        metrics = {name: float(values[-1]) for name, values in history.history.items()}
-        if not np.isfinite(metrics["loss"]):
+        if checkpoint.epoch < REPORTS:
             raise StageError("pretraining diverged: the loss is no number; lower pretrain.learning_rate")
+        metrics = checkpoint.history[-1]
     weights.parent.mkdir(parents=True, exist_ok=True)
     partial = weights.with_name(f".partial-{weights.name}")
     model.save_weights(partial)
     partial.replace(weights)
+    checkpoint.clear()
     return metrics
 
 
 def main() -> None:
     """Runs the stage on params.yaml."""
     params = load_params()
+    tiles, weights = Path("data/split/train.csv"), Path("models/pretrained.weights.h5")
+    run = fingerprint(
+        [Path("environment.txt"), tiles],
+        pretrain=params.pretrain.model_dump(mode="json"),
+        train=params.train.model_dump(mode="json", include=NETWORK),
+    )
+    checkpoint = Checkpoint(Path("models/checkpoint/pretrain"), run)
+    checkpoint.begin(resume=params.train.resume)
     metrics = pretrain(
-        params.pretrain,
-        params.train,
-        Path("data/tiles"),
-        read_tiles(Path("data/split/train.csv")),
-        Path("models/pretrained.weights.h5"),
+        params.pretrain, params.train, Path("data/tiles"), read_tiles(tiles), weights, checkpoint
     )
     results = Path("results/pretrain.json")
     results.parent.mkdir(exist_ok=True)

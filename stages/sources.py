@@ -20,6 +20,7 @@ from tqdm import tqdm
 from urllib3.util.retry import Retry
 
 from stages.errors import StageError
+from stages.paths import named_file
 
 __all__ = ["Source", "download", "open_source"]
 
@@ -94,17 +95,18 @@ def _problems(member: zipfile.ZipInfo) -> Iterator[str]:
 
 
 @contextmanager
-def open_source(source: str, cache: Path) -> Iterator[Source]:
+def open_source(source: str, cache: Path, name: str = "data_load.source") -> Iterator[Source]:
     """Opens a source of tiles.
 
     Args:
         source: https URL of a zip, path of a zip, or path of a folder.
         cache: folder for downloads.
+        name: of the setting that names the source, for messages.
 
     Raises:
         StageError: if there is nothing usable.
     """
-    path = download(source, cache) if "://" in source else Path(source).expanduser()
+    path = download(source, cache) if "://" in source else named_file(source)
     if path.is_dir():
         yield FolderSource(path)
         return
@@ -112,9 +114,9 @@ def open_source(source: str, cache: Path) -> Iterator[Source]:
         with zipfile.ZipFile(path) as archive:
             yield ZipSource(path, archive)
     except FileNotFoundError as error:
-        raise StageError(f"data_load.source: no such file or folder: {source}") from error
+        raise StageError(f"{name}: no such file or folder: {source}") from error
     except zipfile.BadZipFile as error:
-        raise StageError(f"data_load.source: {path} is neither a folder nor a zip ({error})") from error
+        raise StageError(f"{name}: {path} is neither a folder nor a zip ({error})") from error
 
 
 def download(url: str, cache: Path) -> Path:

@@ -57,6 +57,11 @@ class Tile:
     image_sha256: str
     mask_sha256: str
 
+    @property
+    def key(self) -> str:
+        """`<Class>/<name>`, without suffix."""
+        return self.mask.removeprefix("masks/").removesuffix(".png")
+
 
 COLUMNS = [field.name.rstrip("_") for field in fields(Tile)]
 INTEGERS = ("exposure", "number", "width", "height", "defect_pixels")

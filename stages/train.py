@@ -1,4 +1,7 @@
-"""Stage `train`: fits the UNet, keeps the best epoch by validation Dice, logs every epoch with DVCLive."""
+"""Stage `train`: fits the UNet, keeps the best epoch by validation Dice, logs every epoch with DVCLive.
+
+With `train.resume` it goes on where a run that was killed had finished an epoch.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from dvclive import Live
 from dvclive.keras import DVCLiveCallback
 
 from stages.augmentation import Augmentation
-from stages.dataset import Batches, Examples, load_examples
+from stages.checkpoint import Checkpoint, fingerprint
+from stages.dataset import Batches, load_examples
 from stages.errors import StageError, run_stage
-from stages.fitting import compile_model
+from stages.fitting import compile_model, follow_epochs
+from stages.live import SamplePredictions, SystemUse
 from stages.model import build_unet
 from stages.params import TrainParams, load_params
 from stages.tiles import Tile, read_tiles
@@ -23,8 +27,6 @@ from stages.tiles import Tile, read_tiles
 __all__ = ["train"]
 
 log = logging.getLogger(__name__)
-
-SAMPLES = 4
 
 
 def train(
@@ -34,10 +36,10 @@ def train(
     val_tiles: Sequence[Tile],
     model_path: Path,
     live: Live,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     weights: Path | None = None,
 ) -> keras.Model:
-    """Trains a model and writes that of the best epoch.
+    """Trains a model and writes that of the best epoch; then the checkpoint is no longer needed, and goes.
 
     Args:
         params: model and training.
@@ -46,7 +48,7 @@ def train(
         val_tiles: rows to choose the best epoch on.
         model_path: `.keras` file to write.
         live: receives metrics and sample predictions of every epoch.
-        checkpoint: `.weights.h5` file of the best epoch so far.
+        checkpoint: where to go on, and keeper of every epoch; its monitor chooses the best.
         weights: `.weights.h5` file of the whole network to start from, as `pretrain` writes it.
 
     Returns:
@@ -64,64 +66,68 @@ def train(
     batches = Batches(
         examples,
         params.batch_size,
-        augment=Augmentation(params.augment, params.seed),
+        augment=Augmentation(params.augment),
         good_ratio=params.good_ratio,
         seed=params.seed,
     )
     val_batches = Batches(val, params.batch_size)
-    model = build_unet(params, weights)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.unlink(missing_ok=True)
+    model = build_unet(params, checkpoint.weights or weights)
+    live.step = checkpoint.epoch
     callbacks = [
-        keras.callbacks.ModelCheckpoint(
-            checkpoint, monitor="val_dice", mode="max", save_best_only=True, save_weights_only=True
-        ),
-        keras.callbacks.EarlyStopping(monitor="val_dice", mode="max", patience=params.patience, verbose=1),
+        follow_epochs(batches),
+        Patience(checkpoint, params.patience),
         keras.callbacks.TerminateOnNaN(),
         SamplePredictions(live, val),
+        SystemUse(live),
         DVCLiveCallback(live=live),
+        checkpoint,
     ]
     try:
-        _fit_phases(params, model, batches, val_batches, callbacks)
+        _fit_phases(params, model, batches, val_batches, callbacks, checkpoint)
     except KeyboardInterrupt:
-        if checkpoint.exists():
+        if checkpoint.epoch:
             _keep_best(params, checkpoint, model_path)
             log.warning(
-                "interrupted; the best model so far is in %s. `dvc commit train` makes it the stage's result",
+                "interrupted; the best model so far is in %s. `dvc commit train` makes it the stage's "
+                "result, `dvc exp run -S train.resume=true` goes on after epoch %d",
                 model_path,
+                checkpoint.epoch,
             )
         raise
-    return _keep_best(params, checkpoint, model_path)
+    model = _keep_best(params, checkpoint, model_path)
+    checkpoint.clear()
+    return model
 
 
-class SamplePredictions(keras.callbacks.Callback):  # type: ignore[misc]
-    """Logs image, mask and probability of some validation tiles side by side, every epoch."""
+class Patience(keras.callbacks.EarlyStopping):  # type: ignore[misc]
+    """Early stopping by validation Dice that knows what was before a run went on."""
 
-    def __init__(self, live: Live, examples: Examples) -> None:
-        super().__init__()
-        self.live = live
-        chosen = np.flatnonzero(np.logical_not(examples.good))
-        chosen = chosen[np.linspace(0, len(chosen) - 1, min(SAMPLES, len(chosen))).astype(int)]
-        self.images, self.masks = examples.images[chosen], examples.masks[chosen]
+    def __init__(self, checkpoint: Checkpoint, patience: int) -> None:
+        super().__init__(monitor="val_dice", mode="max", patience=patience, verbose=1)
+        self.checkpoint = checkpoint
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        if len(self.images):
-            found = self.model.predict_on_batch(self.images.astype(np.float32))
-            rows = [self.images, self.masks, np.round(255 * np.asarray(found)).astype(np.uint8)]
-            strip = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-            self.live.log_image("samples.png", np.repeat(strip, 3, axis=-1))
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        super().on_train_begin(logs)
+        for epoch in range(self.checkpoint.start, self.checkpoint.epoch):
+            self.on_epoch_end(epoch, self.checkpoint.history[epoch])
 
 
 def _fit_phases(
-    params: TrainParams, model: keras.Model, batches: Batches, val: Batches, callbacks: list[Any]
+    params: TrainParams,
+    model: keras.Model,
+    batches: Batches,
+    val: Batches,
+    callbacks: list[Any],
+    checkpoint: Checkpoint,
 ) -> None:
     """Trains the decoder alone first, if the backbone has learnt already, then all."""
     backbone = model.get_layer(params.backbone)
     phases = [(True, params.epochs)]
     if params.backbone_weights != "none" and params.frozen_epochs:
         phases.insert(0, (False, params.frozen_epochs))
-    done = 0
-    for trainable, epochs in phases:
+    for phase, (trainable, epochs) in enumerate(phases):
+        if phase != checkpoint.phase:  # it is over, or the one before has gone astray
+            continue
         backbone.trainable = trainable
         steps = len(batches)
         compile_model(
@@ -131,24 +137,23 @@ def _fit_phases(
             steps * epochs,
             warmup=steps * min(params.warmup_epochs, epochs - 1),
         )
+        checkpoint.load_optimizer(model)
         model.fit(
             batches,
             validation_data=val,
-            initial_epoch=done,
-            epochs=done + epochs,
+            initial_epoch=checkpoint.epoch,
+            epochs=checkpoint.start + epochs,
             callbacks=callbacks,
             shuffle=False,  # the batches are drawn anew each epoch already
             verbose=1,
         )
-        done += epochs
 
 
-def _keep_best(params: TrainParams, checkpoint: Path, model_path: Path) -> keras.Model:
+def _keep_best(params: TrainParams, checkpoint: Checkpoint, model_path: Path) -> keras.Model:
     keras.mixed_precision.set_global_policy("float32")
-    model = build_unet(params, checkpoint) if checkpoint.exists() else None
-    # A network that has gone astray finds nothing, which is a Dice all the same.
-    if model is None or not all(np.isfinite(weight).all() for weight in model.get_weights()):
+    if not checkpoint.best_weights:
         raise StageError("training gave no model: the loss is no number; lower train.learning_rate")
+    model = build_unet(params, checkpoint.best_weights)
     model_path.parent.mkdir(parents=True, exist_ok=True)
     partial = model_path.with_name(f".partial-{model_path.name}")
     model.save(partial)
@@ -159,18 +164,27 @@ def _keep_best(params: TrainParams, checkpoint: Path, model_path: Path) -> keras
 def main() -> None:
     """Runs the stage on params.yaml."""
     params = load_params().train
-    split = Path("data/split")
-    with Live("results/train", dvcyaml=False) as live:
+    settings = params.model_dump(mode="json")
+    split, results = Path("data/split"), Path("results/train")
+    weights, model_path = Path("models/pretrained.weights.h5"), Path("models/unet.keras")
+    files = (Path("environment.txt"), split / "train.csv", split / "val.csv", weights)
+    checkpoint = Checkpoint(
+        Path("models/checkpoint/train"), fingerprint(files, train=settings), live=results, monitor="val_dice"
+    )
+    checkpoint.begin(resume=params.resume)
+    with Live(str(results), dvcyaml=False, resume=checkpoint.epoch > 0) as live:
+        live.log_params(settings)
         train(
             params,
             Path("data/tiles"),
             read_tiles(split / "train.csv"),
             read_tiles(split / "val.csv"),
-            Path("models/unet.keras"),
+            model_path,
             live,
-            Path("models/checkpoint/best.weights.h5"),
-            Path("models/pretrained.weights.h5"),
+            checkpoint,
+            weights,
         )
+        live.log_artifact(model_path, type="model", name="unet", desc="UNet of the best epoch")
 
 
 if __name__ == "__main__":

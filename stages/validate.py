@@ -1,4 +1,7 @@
-"""Stage `validate`: a real server with the exported model must answer what `evaluate` predicted."""
+"""Stage `validate`: a real server with the exported model must answer what `evaluate` predicted.
+
+`results/validated.json` says for which files that is so; `serving.promote` lets no others be served.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tqdm import tqdm
 
 from serving.client import TileClient
 from serving.errors import ServingError
+from serving.fingerprint import fingerprint
 from serving.postprocessing import mask_at
 from serving.up import running_server
 from stages.errors import StageError, run_stage
@@ -68,20 +72,26 @@ def main(url: str | None = None) -> None:
     """Runs the stage on params.yaml; with a URL, checks that server and writes nothing."""
     params = load_params()
     name = params.export.name
-    here = running_server(Path("models") / name, name, backend="embedded")
+    base_path = Path("models") / name
+    here = running_server(base_path, name, backend="embedded")
     try:
         with nullcontext(url) if url else here as address:
+            client = TileClient(address, name)
             result = validate(
                 params.validate_,
-                TileClient(address, name),
+                client,
                 Path("data/tiles"),
                 read_tiles(Path("data/split/test.csv")),
                 Path("results/evaluate/predictions"),
             )
+            version = client.model_info().version
     except ServingError as error:
         raise StageError(f"the server can't be checked: {error}") from error
     if not url:
-        Path("results/validate.json").write_text(json.dumps(result, indent=2) + "\n")
+        results = Path("results")
+        (results / "validate.json").write_text(json.dumps(result, indent=2) + "\n")
+        model = {"version": version, "sha256": fingerprint(base_path / str(version))}
+        (results / "validated.json").write_text(json.dumps(model | result, indent=2) + "\n")
     log.info("served and evaluated predictions agree: %s", result)
 
 

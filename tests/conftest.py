@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.clone import Clone
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 MODEL_NAME = "magnetic-tiles"
 DETECTOR_SIZE = (64, 64)
 DETECTOR_THRESHOLD = 0.5
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which `dvc repro` has been run, and nothing committed since."""
+    clone = Clone.of_project(tmp_path_factory.mktemp("pipeline") / "clone")
+    clone.first_run = clone.run("dvc", "repro")
+    return clone
 
 
 @pytest.fixture(scope="session")

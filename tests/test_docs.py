@@ -34,11 +34,13 @@ NEEDS = {
     "GitHub": {"gh", "git"},
     "a cluster": {"kubectl", "helm"},
     "AWS": {"aws"},
+    "a server": {"apt", "curl", "install", "systemctl"},
 }
-SHELL = {"base64", "cd", "cp", "export", "head", "kill", "mkdir", "printf", "source", "tr"}
+SHELL = {"$EDITOR", "base64", "cat", "cd", "cp", "echo", "export", "head", "kill", "mkdir", "openssl"}
+SHELL |= {"printf", "source", "tee", "tr"}
 # Of these the next word matters too, and after some words the one after it.
 WITH_SUBCOMMANDS = {"dvc", "gto", "make", "git"}
-WITH_TWO = {"artifacts", "exp", "metrics", "params", "plots", "queue", "remote"}
+WITH_TWO = {"artifacts", "data", "exp", "metrics", "params", "plots", "queue", "remote"}
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 def signature(command: str) -> list[str]:
     """Program and subcommands, or the module that Python runs: what a test has that runs the command."""
-    words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
+    if substitution := re.match(r'(?:export )?[\w="]*\$\((.*?)\)', command):
+        return signature(substitution[1])
+    words = [word for word in command.removeprefix("sudo ").split() if not re.match(r"\w+=", word)]
+    if not words:
+        return ["cd"]  # it sets a variable, no more
     if words[0].endswith("python"):
         return [words[words.index("-m") + 1]]
-    if substitution := re.match(r'export "\$\((\S+)\)"', command):
-        return [substitution[1]]
     if words[0] not in WITH_SUBCOMMANDS:
         return words[:1]
     return words[: 3 if words[1] in WITH_TWO else 2]
@@ -106,7 +110,8 @@ def problems(block: Block) -> list[str]:
     excused = SHELL.union(*(NEEDS[need] for need in block.needs))
     sources = [source(test) for test in block.tests]
     found = []
-    for words in (signature(part) for command in block.commands for part in command.split(" | ")):
+    parts = (part for command in block.commands for part in re.split(r" (?:\||&&) ", command))
+    for words in map(signature, parts):
         # One after the other, with whatever quotes and commas a list of arguments puts between.
         pattern = r"""["',\s]+""".join(map(re.escape, words))
         if words[0] not in excused and not any(

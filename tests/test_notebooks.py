@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.clone import ROOT, Clone
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL: dict[str, dict[str, int]] = {
     "1_ProcessData": {"TILES": 3, "EXPOSURES": 2, "SIDE": 48},
@@ -38,25 +36,16 @@ def inject(path: Path, values: dict[str, int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which all notebooks have been run, one after the other, with their outputs kept."""
-    folder = tmp_path_factory.mktemp("clone")
-    listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    clone = Clone.of_project(tmp_path_factory.mktemp("notebooks") / "clone", settings={})
     for name, values in SMALL.items():
-        inject(folder / f"notebooks/{name}.ipynb", values)
-    person = ("-c", "user.name=A tester", "-c", "user.email=tester@example.org")
-    for command in (("init", "-q"), ("add", "--all"), (*person, "commit", "-qm", "A clone")):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbmake", "--overwrite", "notebooks"]
-    done = subprocess.run(run, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(NOTEBOOKS)} passed" in done.stdout
-    return folder
+        inject(clone.folder / f"notebooks/{name}.ipynb", values)
+    output = clone.run(
+        "python", "-m", "pytest", "-p", "no:cacheprovider", "--nbmake", "--overwrite", "notebooks"
+    )
+    assert f"{len(NOTEBOOKS)} passed" in output
+    return clone
 
 
 def test_each_notebook_is_run() -> None:
@@ -70,10 +59,10 @@ def test_outputs_are_stripped(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_pictures_are_drawn_and_nothing_is_complained_of(clone: Path, name: str) -> None:
+def test_pictures_are_drawn_and_nothing_is_complained_of(clone: Clone, name: str) -> None:
     outputs = [
         output
-        for cell in read(clone / f"notebooks/{name}.ipynb").cells
+        for cell in read(clone.folder / f"notebooks/{name}.ipynb").cells
         if cell.cell_type == "code"
         for output in cell.outputs
     ]
@@ -82,17 +71,15 @@ def test_pictures_are_drawn_and_nothing_is_complained_of(clone: Path, name: str)
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
 
 
-def test_nothing_is_written_outside_of_the_folder_that_git_ignores(clone: Path) -> None:
-    status = subprocess.run(
-        ["git", "status", "--porcelain", "--ignored"], cwd=clone, check=True, capture_output=True, text=True
-    )
-    changed = {line[3:] for line in status.stdout.splitlines() if "__pycache__" not in line}
+def test_nothing_is_written_outside_of_the_folder_that_git_ignores(clone: Clone) -> None:
+    status = clone.run("git", "status", "--porcelain", "--ignored")
+    changed = {line[3:] for line in status.splitlines() if "__pycache__" not in line}
     # DVC's scratch space is nobody's data.
     assert changed - {".dvc/tmp/"} == {"notebooks/work/", *(f"notebooks/{name}.ipynb" for name in SMALL)}
 
 
-def test_the_network_of_the_notebook_can_be_evaluated_by_the_pipeline(clone: Path) -> None:
-    work = clone / "notebooks/work"
+def test_the_network_of_the_notebook_can_be_evaluated_by_the_pipeline(clone: Clone) -> None:
+    work = clone.folder / "notebooks/work"
     assert (work / "unet.keras").exists()
     assert {path.name for path in (work / "split").iterdir()} >= {"train.csv", "val.csv", "test.csv"}
     assert (work / "evaluate/metrics.json").exists()

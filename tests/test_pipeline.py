@@ -3,101 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[1]
-SMALL: dict[str, Any] = {
-    "data_load": {
-        "source": "synthetic",
-        "synthetic": {
-            "tiles_per_class": 3,
-            "good_tiles": 3,
-            "exposures": 1,
-            "height": 40,
-            "width": 40,
-            "seed": 1,
-        },
-    },
-    "data_split": {"test_fraction": 0.3, "val_fraction": 0.3},
-    "pretrain": {"steps": 0},
-    "train": {
-        "image_size": [32, 32],
-        "backbone": "resnet18",
-        "backbone_weights": "none",
-        "decoder_filters": [8, 8, 8, 8, 8],
-        "epochs": 1,
-    },
-    "evaluate": {"overlays": 2},
-    "export": {"warmup_batches": [1]},
-}
+from tests.clone import ROOT, Clone
 
 
-class Clone:
-    """A git repository of the tracked files, with small parameters."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        tracked = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        for name in filter(None, tracked.stdout.split("\0")):
-            if (ROOT / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
-        yaml = YAML()
-        params = yaml.load(folder / "params.yaml")
-        for section, values in SMALL.items():
-            params[section].update(values)
-        yaml.dump(params, folder / "params.yaml")
-        self.run("git", "init", "-q")
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "-qm", "A clone with small parameters")
-
-    def run(self, *command: str) -> str:
-        """Runs a command at the root of the repository; returns both its outputs."""
-        person = {"NAME": "A tester", "EMAIL": "tester@example.org"}
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "DVC_NO_ANALYTICS": "1",
-            **{
-                f"GIT_{role}_{key}": value
-                for role in ("AUTHOR", "COMMITTER")
-                for key, value in person.items()
-            },
-        }
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-5000:]
-        return done.stdout
-
-    def read(self, path: str) -> Any:
-        return json.loads((self.folder / path).read_text())
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which `dvc repro` has been run."""
-    clone = Clone(tmp_path_factory.mktemp("clone"))
-    output = clone.run("dvc", "repro")
-    ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
-    assert ran == [*YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]]
-    return clone
+def test_every_stage_runs(clone: Clone) -> None:
+    ran = [line.split("'")[1] for line in clone.first_run.splitlines() if line.startswith("Running stage '")]
+    assert sorted(ran) == sorted(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
 
 
 def test_the_second_run_does_nothing(clone: Clone) -> None:
@@ -108,8 +24,20 @@ def test_the_second_run_does_nothing(clone: Clone) -> None:
     assert "Stage 'train' didn't change, skipping" in output
 
 
-def test_git_sees_the_lock_file_alone(clone: Clone) -> None:
-    assert clone.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+def test_git_sees_the_lock_file_and_what_it_is_to_keep_itself(clone: Clone) -> None:
+    seen = clone.run("git", "status", "--porcelain", "--untracked-files=all").split()[1::2]
+    pipeline = YAML(typ="safe").load(ROOT / "dvc.yaml")
+    kept = [
+        path
+        for stage in pipeline["stages"].values()
+        for out in stage["outs"]
+        if isinstance(out, dict)
+        for path, options in out.items()
+        if options.get("cache") is False
+    ]
+    strays = [path for path in seen if not path.startswith(("dvc.lock", *kept))]
+    assert strays == []
+    assert [path for path in kept if not any(one.startswith(path) for one in seen)] == []
 
 
 def test_metrics_are_written_and_dvc_shows_them(clone: Clone) -> None:
@@ -152,3 +80,20 @@ def test_predictions_and_overlays_of_the_test_side_are_kept(clone: Clone) -> Non
     images = clone.read("results/evaluate/metrics.json")["images"]
     assert len(list((results / "predictions").rglob("*.png"))) == images
     assert len(list((results / "overlays").glob("*.png"))) == 2
+
+
+def test_a_fresh_clone_pulls_it_all_or_needs_none_of_it(clone: Clone, tmp_path: Path) -> None:
+    clone = clone.copy(tmp_path / "project")
+    clone.run("git", "add", "--all")
+    clone.run("git", "commit", "-qm", "A first version")
+    clone.run("dvc", "push")
+    whole = clone.again(tmp_path / "whole")
+    whole.run("dvc", "pull")
+    for name in ("data/tiles/tiles.csv", "models/unet.keras"):
+        assert (whole.folder / name).read_bytes() == (clone.folder / name).read_bytes()
+    bare = clone.again(tmp_path / "bare")
+    output = bare.run("dvc", "repro", "--pull", "--allow-missing")
+    assert [line for line in output.splitlines() if line.startswith("Running stage '")] == [
+        "Running stage 'check_packages':"
+    ]
+    assert not [name for name in ("data/tiles", "data/own", "models") if (bare.folder / name).exists()]

@@ -22,6 +22,10 @@ ROOT = Path(__file__).parents[1]
         ("scripts.check_grouping", "Checks the rule that groups the images of one tile"),
         ("stages.data_load", "Stage `data_load`"),
         ("stages.data_split", "Stage `data_split`"),
+        ("stages.data_own", "Stage `data_own`"),
+        ("stages.data_add", "Adds images of your own"),
+        ("stages.data_delete", "Deletes images"),
+        ("stages.pins", "what is settled of an image"),
     ],
 )
 def test_help_tells_what_a_command_does_and_runs_nothing(module: str, says: str, tmp_path: Path) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from serving.up import free_port
-from tests.test_docs import ROOT, TUTORIAL, blocks
+from tests.clone import ROOT, SMALL, Clone
+from tests.test_docs import TUTORIAL, blocks
 
-SMALL = {"tiles_per_class": 3, "good_tiles": 3, "exposures": 1, "height": 40, "width": 40}
 CURL = next(
     command for block in blocks(ROOT / "README.md") for command in block.commands if "| curl" in command
 )
@@ -37,43 +33,22 @@ def script(port: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clone")
-    listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    params["data_load"]["synthetic"].update(SMALL)
-    yaml.dump(params, folder / "params.yaml")
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    settings = {"data_load": {"synthetic": SMALL["data_load"]["synthetic"]}}
+    clone = Clone.of_project(tmp_path_factory.mktemp("tutorial") / "clone", settings)
     # The environment of the tests; make is to think that it is up to date.
-    (folder / ".venv").symlink_to(sys.prefix)
-    os.utime(folder / "requirements.lock", (0, 0))
-    return folder
+    (clone.folder / ".venv").symlink_to(sys.prefix)
+    os.utime(clone.folder / "requirements.lock", (0, 0))
+    return clone
 
 
 @pytest.fixture(scope="module")
-def printed(clone: Path) -> str:
+def printed(clone: Clone) -> str:
     """What a person sees who follows the tutorial."""
     port = free_port()
-    person = {"NAME": "A tester", "EMAIL": "tester@example.org"}
-    done = subprocess.run(
-        ["bash", "-x"],
-        input=script(port),
-        cwd=clone,
-        env=os.environ
-        | {"MAGNETIC_TILES_URL": f"http://127.0.0.1:{port}", "CUDA_VISIBLE_DEVICES": "-1"}
-        | {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in person.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return clone.run(
+        "bash", "-xc", script(port), MAGNETIC_TILES_URL=f"http://127.0.0.1:{port}", COLUMNS="250"
     )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
 
 
 def after(printed: str, command: str) -> str:
@@ -83,10 +58,10 @@ def after(printed: str, command: str) -> str:
     return rest.partition("\n+ ")[0]
 
 
-def test_the_demo_finds_defects_and_draws_them(printed: str, clone: Path) -> None:
+def test_the_demo_finds_defects_and_draws_them(printed: str, clone: Clone) -> None:
     assert "of the defects found" in after(printed, "make demo")
-    assert (clone / "demo/overlays.png").exists()
-    assert (clone / "demo/dvc_plots/index.html").exists()
+    assert (clone.folder / "demo/overlays.png").exists()
+    assert (clone.folder / "demo/dvc_plots/index.html").exists()
 
 
 def test_an_experiment_runs_what_its_parameter_changes_and_no_more(printed: str) -> None:
@@ -96,9 +71,9 @@ def test_an_experiment_runs_what_its_parameter_changes_and_no_more(printed: str)
     assert "train.epochs" in after(printed, "dvc exp show")
 
 
-def test_the_server_answers_client_and_curl(printed: str, clone: Path) -> None:
+def test_the_server_answers_client_and_curl(printed: str, clone: Clone) -> None:
     assert "tile.jpg" in after(printed, "python -m serving.client predict tile.jpg")
-    assert list((clone / "demo/found").rglob("*_overlay.png"))
+    assert list((clone.folder / "demo/found").rglob("*_overlay.png"))
     assert '"mask_bytes"' in printed
 
 
@@ -106,6 +81,6 @@ def test_own_images_are_loaded_and_split(printed: str) -> None:
     assert "images of" in after(printed, "dvc exp run -S data_load.source=own")
 
 
-def test_the_checkout_stays_as_it_was(printed: str, clone: Path) -> None:
-    assert not (clone / "data").exists()
-    assert not (clone / "models").exists()
+def test_the_checkout_stays_as_it_was(printed: str, clone: Clone) -> None:
+    assert not (clone.folder / "data").exists()
+    assert not (clone.folder / "models").exists()

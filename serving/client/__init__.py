@@ -16,6 +16,7 @@ The modules, from the bottom up:
     tile, inputs, outputs, ordered    files in, pictures out, a few at a time
     conversation                      what is asked and what an answer means, without any I/O
     rest                              the same as HTTP requests and answers, without any I/O
+    access                            API key and CA
     transport, grpc_transport         sockets
     blocking, asynchronous            TileClient, AsyncTileClient
     job, results, watch, doctor       what the commands do

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from serving.client import rest
+from serving.client import access, rest
 from serving.client.conversation import (
     SEGMENT,
     Answer,
@@ -53,11 +54,13 @@ class AsyncTileClient:
         threshold: on the probability, above 0 and at most 1, instead of the model's own.
         timeout: seconds to wait for an answer.
         retries: further tries, with growing waits, after connection errors and 503.
-        session: your own `httpx.AsyncClient`, for instance with credentials.
+        api_key: see `TileClient`.
+        ca_file: see `TileClient`; a session of your own brings its own.
+        session: your own `httpx.AsyncClient`, for instance with other credentials.
 
     Raises:
         ValueError: if the threshold is out of range.
-        ServerError: if the URL is not one of HTTP.
+        ServerError: if the URL is not one of HTTP, or key or CA file can't be used.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class AsyncTileClient:
         *,
         timeout: float = 60.0,
         retries: int = 3,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         session: httpx.AsyncClient | None = None,
     ) -> None:
         self.url = rest.with_scheme(url)
@@ -78,9 +83,14 @@ class AsyncTileClient:
         self._conversation = Conversation(self.url, model, version, signature, threshold)
         self._timeout = httpx.Timeout(timeout, connect=min(rest.CONNECT_TIMEOUT, timeout))
         self._retries = retries
+        self._authorization = access.authorization(self.url, api_key)
         # A proxy for the web must not get what is meant for this machine.
         trusting = urlsplit(self.url).hostname not in rest.LOOPBACK
-        self._session = session or httpx.AsyncClient(trust_env=trusting, follow_redirects=True)
+        self._session = session or httpx.AsyncClient(
+            verify=True if ca_file is None else access.trust(ca_file),
+            trust_env=trusting,
+            follow_redirects=True,
+        )
 
     async def predict(self, source: Source) -> Prediction:
         """See `TileClient.predict`."""
@@ -165,6 +175,8 @@ class AsyncTileClient:
     async def _send(self, request: rest.Request) -> httpx.Response:
         """Sends a request, and again what never reached the model; not what is merely late."""
         headers = {"Content-Type": "application/json"} if request.body else {}
+        if self._authorization:
+            headers["Authorization"] = self._authorization
         pauses = rest.pauses(self._retries)
         while True:
             pause = next(pauses, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -43,11 +44,14 @@ class TileClient:
         threshold: on the probability, above 0 and at most 1, instead of the model's own.
         timeout: seconds to wait for an answer.
         retries: further tries, with growing waits, after connection errors and 503.
-        session: your own `requests.Session`, for instance with credentials; HTTP only.
+        api_key: that a proxy before the server asks for; sent as `Authorization: Bearer KEY`.
+        ca_file: certificates (PEM) to trust instead of the usual ones, as for a CA of your own.
+        session: your own `requests.Session`, for instance with other credentials; HTTP only.
 
     Raises:
         ValueError: if the threshold is out of range.
-        ServerError: if the URL asks for gRPC and what it needs is not installed.
+        ServerError: if the URL asks for gRPC and what it needs is not installed, the key would
+            travel unencrypted to another machine, or the CA file can't be used.
     """
 
     def __init__(
@@ -60,15 +64,23 @@ class TileClient:
         *,
         timeout: float = 60.0,
         retries: int = 3,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         session: requests.Session | None = None,
     ) -> None:
         self._transport: Transport
+        settings: dict[str, Any] = {
+            "timeout": timeout,
+            "retries": retries,
+            "api_key": api_key,
+            "ca_file": ca_file,
+        }
         if url.startswith(("grpc://", "grpcs://")):
             from serving.client.grpc_transport import GrpcTransport
 
-            self._transport = GrpcTransport(url, timeout=timeout, retries=retries)
+            self._transport = GrpcTransport(url, **settings)
         else:
-            self._transport = RestTransport(url, timeout=timeout, retries=retries, session=session)
+            self._transport = RestTransport(url, session=session, **settings)
         self._conversation = Conversation(self._transport.url, model, version, signature, threshold)
 
     @property

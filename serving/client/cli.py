@@ -140,12 +140,21 @@ def _check_predict(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 def _server_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("server")
+    group = parser.add_argument_group(
+        "server",
+        "An API key, if a proxy asks for one, goes into the environment: MAGNETIC_TILES_API_KEY.",
+    )
     url = os.environ.get("MAGNETIC_TILES_URL", DEFAULT_URL)
     group.add_argument(
         "--url",
         default=url,
         help="http://host:8501 (REST) or grpc://host:8500 (environment: MAGNETIC_TILES_URL; %(default)s)",
+    )
+    group.add_argument(
+        "--ca-file",
+        default=os.environ.get("MAGNETIC_TILES_CA_FILE"),
+        metavar="FILE",
+        help="certificates (PEM) to trust, as of a CA of your own (environment: MAGNETIC_TILES_CA_FILE)",
     )
     group.add_argument("--model", default=DEFAULT_MODEL, help="name on the server (%(default)s)")
     group.add_argument("--model-version", type=_natural, metavar="N", help="version (the latest)")

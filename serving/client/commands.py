@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -43,6 +44,8 @@ def make_client(options: argparse.Namespace) -> TileClient:
         options.model_version,
         timeout=options.timeout,
         retries=options.retries,
+        api_key=os.environ.get("MAGNETIC_TILES_API_KEY"),  # other users can see the command line
+        ca_file=options.ca_file,
         **settings,
     )
 

@@ -7,12 +7,14 @@ only a `grpc://` URL imports this module.
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from serving.client import rest
+from serving.client import access, rest
 from serving.client.conversation import METADATA, STATUS, Answer, Call, Refused, malformed
 from serving.errors import ServerError, ServerUnavailable
 
@@ -52,12 +54,22 @@ class GrpcTransport:
         url: `grpc://host:port`, or `grpcs://host:port` for TLS.
         timeout: seconds to wait for an answer.
         retries: further tries after connection errors; gRPC makes at most 4.
+        api_key: sent as a bearer token.
+        ca_file: certificates (PEM) to trust instead of the usual ones.
 
     Raises:
-        ServerError: if the URL has no host and port.
+        ServerError: if the URL has no host and port, or key or file can't be used.
     """
 
-    def __init__(self, url: str, *, timeout: float, retries: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        retries: int,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
         parts = urlsplit(self.url)
@@ -67,8 +79,12 @@ class GrpcTransport:
         except ValueError as error:  # of a port that is no number too
             raise ServerError(f"can't ask {self.url}: {error}") from error
         options = _options(parts.hostname, retries)
+        authorization = access.authorization(self.url, api_key)
+        metadata = [("authorization", authorization)] if authorization else None
+        self._settings = {"timeout": timeout, "metadata": metadata}
         if parts.scheme == "grpcs":
-            self._channel = grpc.secure_channel(parts.netloc, grpc.ssl_channel_credentials(), options)
+            credentials = grpc.ssl_channel_credentials(_certificates(ca_file))
+            self._channel = grpc.secure_channel(parts.netloc, credentials, options)
         else:
             self._channel = grpc.insecure_channel(parts.netloc, options)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
@@ -91,13 +107,13 @@ class GrpcTransport:
     def _status(self, call: Call) -> Answer:
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = call.model
-        answer = self._models.GetModelStatus(request, timeout=self.timeout)
+        answer = self._models.GetModelStatus(request, **self._settings)
         return Answer(_as_json(answer)["model_version_status"])
 
     def _metadata(self, call: Call) -> Answer:
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         _name(request.model_spec, call)
-        answer = self._predictions.GetModelMetadata(request, timeout=self.timeout)
+        answer = self._predictions.GetModelMetadata(request, **self._settings)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
         return Answer(_as_json(signatures)["signature_def"])
@@ -110,7 +126,7 @@ class GrpcTransport:
             request.inputs[name].CopyFrom(
                 tf.make_tensor_proto(value[None] if isinstance(value, np.ndarray) else [value])
             )
-        answer = self._predictions.Predict(request, timeout=self.timeout)
+        answer = self._predictions.Predict(request, **self._settings)
         outputs = {name: _value(name, tensor) for name, tensor in answer.outputs.items()}
         return Answer(outputs, answer.model_spec.version.value or None)
 
@@ -122,7 +138,14 @@ class GrpcTransport:
             raise rest.late(self.url, self.timeout) from error
         if code == grpc.StatusCode.CANCELLED:
             raise ServerUnavailable(f"{self.url} broke off ({said}); try again later") from error
-        return Refused(f"{self.url} refused the request ({code.name}: {said})", HTTP_STATUS.get(code, 400))
+        return rest.refused(self.url, f"{code.name}: {said}", HTTP_STATUS.get(code, 400))
+
+
+def _certificates(ca_file: str | os.PathLike[str] | None) -> bytes | None:
+    if ca_file is None:
+        return None
+    access.trust(ca_file)
+    return Path(ca_file).read_bytes()
 
 
 def _options(host: str, retries: int) -> list[tuple[str, Any]]:

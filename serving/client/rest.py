@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from serving.client.conversation import METADATA, STATUS, Answer, Call, Refused, malformed
 from serving.errors import ServerError, ServerUnavailable
 
-__all__ = ["Request", "clip", "late", "pauses", "read", "reason", "unavailable", "with_scheme", "write"]
+__all__ = [
+    "Request",
+    "clip",
+    "late",
+    "pauses",
+    "read",
+    "reason",
+    "refused",
+    "unavailable",
+    "with_scheme",
+    "write",
+]
 
 CONNECT_TIMEOUT = 3.05
 """Seconds; a little more than the 3 s after which TCP repeats a lost packet."""
@@ -67,7 +78,7 @@ def read(call: Call, url: str, status: int, phrase: str, body: bytes) -> Answer 
 
     Raises:
         ServerUnavailable: 502-504.
-        ServerError: the answer makes no sense.
+        ServerError: the answer makes no sense, or the server wants a valid API key.
     """
     document: Any = None
     with suppress(ValueError):
@@ -78,7 +89,7 @@ def read(call: Call, url: str, status: int, phrase: str, body: bytes) -> Answer 
         said = f"{status}: {clip(str(error or phrase))}"
         if status in (502, BUSY, 504):
             raise ServerUnavailable(f"{url} can't answer now ({said}); try again later")
-        return Refused(f"{url} refused the request ({said})", status)
+        return refused(url, said, status)
     if not isinstance(document, dict):
         raise ServerError(f"the answer of {url} is no JSON object, so it is no model server: {clip(text)!r}")
     try:
@@ -92,6 +103,17 @@ def with_scheme(url: str) -> str:
     return (url if "://" in url else f"http://{url}").rstrip("/")
 
 
+def refused(url: str, said: str, status: int) -> Refused:
+    """The answer that a request is refused.
+
+    Raises:
+        ServerError: no other request would fare better, as the API key is missing or wrong.
+    """
+    if status in (401, 403):
+        raise ServerError(f"{url} lets nobody in without its API key ({said}); set MAGNETIC_TILES_API_KEY")
+    return Refused(f"{url} refused the request ({said})", status)
+
+
 def pauses(retries: int) -> Iterator[float]:
     """Seconds to wait before each further try."""
     for count in range(retries):
@@ -100,6 +122,8 @@ def pauses(retries: int) -> Iterator[float]:
 
 def unavailable(url: str, why: str) -> ServerUnavailable:
     """The error of a server that can't be reached."""
+    if "CERTIFICATE_VERIFY_FAILED" in why:  # so say ssl and gRPC
+        return ServerUnavailable(f"the certificate of {url} is not trusted ({why}); name its CA: --ca-file")
     return ServerUnavailable(
         f"no model server at {url} ({why}); start one with `python -m serving.up`, or name another with --url"
     )

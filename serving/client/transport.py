@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ReadTimeoutError
 from urllib3.util import Retry
 
-from serving.client import rest
+from serving.client import access, rest
 from serving.client.conversation import Answer, Call, Refused
 from serving.errors import ServerError
 
@@ -55,14 +56,30 @@ class RestTransport:
         url: of the server; `http://` is put before it if it has no scheme.
         timeout: seconds to wait for an answer.
         retries: further tries after connection errors and 503, for GET and POST.
-        session: your own, for instance with credentials or a CA bundle.
+        api_key: sent as a bearer token.
+        ca_file: certificates (PEM) to trust instead of the usual ones.
+        session: your own, for instance with other credentials.
+
+    Raises:
+        ServerError: if key or file can't be used; see `access.authorization` and `access.trust`.
     """
 
     def __init__(
-        self, url: str, *, timeout: float, retries: int, session: requests.Session | None = None
+        self,
+        url: str,
+        *,
+        timeout: float,
+        retries: int,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        session: requests.Session | None = None,
     ) -> None:
         self.url = rest.with_scheme(url)
         self.timeout = timeout
+        self._authorization = access.authorization(self.url, api_key)
+        if ca_file is not None:
+            access.trust(ca_file)
+        self._ca_file = None if ca_file is None else os.fspath(ca_file)
         self.session = session or requests.Session()
         if session is None and urlsplit(self.url).hostname in rest.LOOPBACK:
             self.session.trust_env = False  # a proxy for the web must not get what is meant for this machine
@@ -84,6 +101,8 @@ class RestTransport:
                 self.url + request.path,
                 data=request.body,
                 headers={"Content-Type": "application/json"} if request.body else None,
+                auth=self._authorize if self._authorization else None,
+                verify=self._ca_file,
                 timeout=(min(rest.CONNECT_TIMEOUT, self.timeout), self.timeout),
             )
         except requests.ConnectTimeout as error:
@@ -98,3 +117,8 @@ class RestTransport:
 
     def close(self) -> None:
         self.session.close()
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Adds the key; were it a plain header, one of ~/.netrc would take its place."""
+        request.headers["Authorization"] = self._authorization
+        return request

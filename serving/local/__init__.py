@@ -2,11 +2,17 @@
 
 From the command line to the graph:
 
-`__main__`   flags, log, port, life of the process
+`__main__`   log, port, life of the process
+`flags`      command line
+`config`     files that flags name
+`connection` clients that send or take too slowly
 `app`        HTTP: paths, limits, codes
 `decode`     JSON of a request -> arrays
 `encode`     arrays -> JSON of an answer
-`versions`   which version is served, loading, swapping, unloading
+`models`     which models are served, labels, reload
+`versions`   which versions of a model are served, loading, swapping, unloading
 `model`      one version: SavedModel, warm-up, running a signature
+`batching`   requests that share a run
+`metrics`    for Prometheus
 `status`     errors and their HTTP codes
 """

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,8 +22,8 @@ from serving.local.body import inflate, read_body
 from serving.local.decode import decode_request, decode_tensors
 from serving.local.encode import encode_error, encode_tensors
 from serving.local.metrics import Metrics
+from serving.local.models import Models
 from serving.local.status import HttpError, RequestError
-from serving.local.versions import Versions
 
 __all__ = ["make_app"]
 
@@ -56,11 +56,12 @@ class _Target:
 
     name: str
     version: int | None
+    label: str | None
     method: str
 
 
 def make_app(
-    models: Mapping[str, Versions],
+    models: Models,
     executor: Executor,
     *,
     timeout_ms: int = 30_000,
@@ -72,7 +73,7 @@ def make_app(
     """Makes the ASGI application.
 
     Args:
-        models: versions by the model's name.
+        models: what is served.
         executor: threads that parse, run the graph and write JSON, so that the event loop never waits.
         timeout_ms: limit of one run of the graph, and of receiving one body.
         max_body_bytes: largest body that is accepted.
@@ -97,7 +98,7 @@ def make_app(
                 received = await run(executor, inflate, received, max_body_bytes)
             body = await run(executor, call, received)
         except RequestError as error:
-            code, body = error.http_code, encode_error(error.message)
+            code, body = error.http_code, encode_error(error.message) if error.message else b""
         except ClientDisconnect:
             code = 499
         except Exception as error:
@@ -114,12 +115,12 @@ def _page(_: Request) -> Response:
 
 
 def _route(
-    models: Mapping[str, Versions], metrics: Metrics, method: str, path: str, timeout_ms: int
+    models: Models, metrics: Metrics, method: str, path: str, timeout_ms: int
 ) -> Callable[[bytes], bytes]:
     if not re.match(r"/v1/", path, re.IGNORECASE):
         raise HttpError(404, f"no {path}; models are under /v1/models/")
     match = {"POST": _PREDICT, "GET": _STATUS}[method].fullmatch(path) if method in ("POST", "GET") else None
-    if match is None:
+    if match is None or (method == "POST" and not match["method"].islower()):
         raise RequestError(f"Malformed request: {method} {path}")
     target = _target(match)
     if method == "POST":
@@ -133,19 +134,16 @@ def _target(match: re.Match[str]) -> _Target:
     groups = match.groupdict()
     version = groups["version"]
     if version is not None and int(version) >= 2**63:
-        raise RequestError(f"Failed to convert version: {version} to numeric.")
-    if groups["label"] is not None:
-        raise RequestError(f"Unrecognized servable version label: {unquote(groups['label'])}")
+        raise RequestError("")  # TensorFlow Serving says what is wrong to itself alone
     return _Target(
         unquote(groups["name"] or ""),
         None if version is None else int(version),
-        (groups.get("method") or groups.get("metadata") or "").lower(),
+        None if groups["label"] is None else unquote(groups["label"]),
+        groups.get("method") or groups.get("metadata") or "",
     )
 
 
-def _counted(
-    models: Mapping[str, Versions], metrics: Metrics, target: _Target, body: bytes, timeout_ms: int
-) -> bytes:
+def _counted(models: Models, metrics: Metrics, target: _Target, body: bytes, timeout_ms: int) -> bytes:
     started = time.monotonic()
     try:
         answer = _predict(models, metrics, target, body, timeout_ms)
@@ -157,13 +155,11 @@ def _counted(
     return answer
 
 
-def _predict(
-    models: Mapping[str, Versions], metrics: Metrics, target: _Target, body: bytes, timeout_ms: int
-) -> bytes:
+def _predict(models: Models, metrics: Metrics, target: _Target, body: bytes, timeout_ms: int) -> bytes:
     if target.method != "predict":
         raise RequestError(f"{target.method} is not supported by this server; use predict", "UNIMPLEMENTED")
     request = decode_request(body)
-    with _find(models, target).lease(target.version) as (_, model):
+    with models.lease(target.name, target.version, target.label) as (_, model):
         inputs, rows = decode_tensors(request.document, model.inputs(request.signature))
         started = time.monotonic()
         outputs = model.predict(request.signature, inputs, timeout_ms)
@@ -171,8 +167,8 @@ def _predict(
     return encode_tensors(outputs, rows=rows)
 
 
-def _metadata(models: Mapping[str, Versions], target: _Target) -> bytes:
-    with _find(models, target).lease(target.version) as (version, model):
+def _metadata(models: Models, target: _Target) -> bytes:
+    with models.lease(target.name, target.version, target.label) as (version, model):
         document = {
             "model_spec": {"name": target.name, "signature_name": "", "version": str(version)},
             "metadata": {"signature_def": {"signature_def": model.metadata}},
@@ -180,18 +176,7 @@ def _metadata(models: Mapping[str, Versions], target: _Target) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
-def _status(models: Mapping[str, Versions], target: _Target) -> bytes:
-    if target.name not in models:
-        what = f"version {target.version}" if target.version is not None else "any versions"
-        raise RequestError(f"Could not find {what} of model {target.name}", "NOT_FOUND")
-    document = {"model_version_status": models[target.name].status(target.version)}
+def _status(models: Models, target: _Target) -> bytes:
+    # A label is let pass unseen, as there: all versions are told.
+    document = {"model_version_status": models.status(target.name, target.version)}
     return (json.dumps(document, indent=1) + "\n").encode()
-
-
-def _find(models: Mapping[str, Versions], target: _Target) -> Versions:
-    if target.name not in models:
-        wanted = f"Latest({target.name})"
-        if target.version is not None:
-            wanted = f"Specific({target.name}, {target.version})"
-        raise RequestError(f"Servable not found for request: {wanted}", "NOT_FOUND")
-    return models[target.name]

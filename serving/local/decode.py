@@ -126,8 +126,10 @@ def decode_tensors(
 def _parse(body: bytes) -> Any:
     # Bytes that are not UTF-8 pass through strings unchanged, as in TensorFlow Serving.
     text = body.decode("utf-8", errors="surrogateescape")
+    if not text:
+        raise RequestError("JSON Parse error: The document is empty")
     if not text.strip():
-        raise RequestError("JSON Parse error: The document is empty. at offset: 0")
+        raise RequestError(f"JSON Parse error: The document is empty. at offset: {len(body)}")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

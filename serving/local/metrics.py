@@ -1,19 +1,19 @@
-"""Metrics under TensorFlow Serving's names, for Prometheus, and the file that turns them on."""
+"""Metrics under TensorFlow Serving's names, for Prometheus."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from serving.local.status import RequestError
 
-__all__ = ["Metrics", "read_metrics_path"]
+__all__ = ["BatchMetrics", "Metrics"]
 
-DEFAULT_PATH = "/monitoring/prometheus/metrics"
 MICROSECONDS = tuple(10 * 1.8**power for power in range(33))
 """Upper bounds of the latencies, as in TensorFlow Serving."""
+WAITS = tuple(100 * 1.2**power for power in range(52))
+ROWS = tuple(2.0**power for power in range(14))
 
 
 class Metrics:
@@ -21,8 +21,8 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        prefix, registry = ":tensorflow:serving:", self._registry
+        registry = self.registry = CollectorRegistry()
+        prefix = ":tensorflow:serving:"
         # Gauges, since the library's counters all end in _total; `page` gives them their type.
         self._requests = Gauge(
             f"{prefix}request_count",
@@ -55,7 +55,8 @@ class Metrics:
         """Counts a prediction that was asked for; its time only if it came."""
         self._requests.labels(model, error.code if error else "OK").inc()
         if error is None:
-            self._request_latency.labels(model, "Predict", "REST").observe(seconds * 1e6)
+            # As the path spells it; with gRPC and in runtime_latency it is "Predict".
+            self._request_latency.labels(model, "predict", "REST").observe(seconds * 1e6)
 
     def ran(self, model: str, seconds: float) -> None:
         """Counts a run of the graph."""
@@ -67,46 +68,52 @@ class Metrics:
 
     def page(self) -> bytes:
         """All of it, in Prometheus' text format."""
-        return generate_latest(self._registry).replace(b" gauge\n", b" counter\n")
+        return generate_latest(self.registry).replace(b" gauge\n", b" counter\n")
 
 
-def read_metrics_path(config: Path) -> str | None:
-    """Reads a `--monitoring_config_file`.
+class BatchMetrics:
+    """Counts batches, where requests are batched."""
 
-    Returns:
-        Path of the metrics in URLs; None where the file doesn't enable them.
+    def __init__(self, metrics: Metrics) -> None:
+        """Adds to what `Metrics.page` shows."""
+        prefix, registry = ":tensorflow:serving:batching_session:", metrics.registry
+        self._waits = Histogram(
+            f"{prefix}queuing_latency",
+            "Distribution of wall time spent (in microseconds) in queuing",
+            ["thread_pool_name"],
+            registry=registry,
+            buckets=WAITS,
+        )
+        self._inputs = Histogram(
+            f"{prefix}input_batch_size",
+            "Tracks the batch size distribution on the inputs.",
+            registry=registry,
+            buckets=ROWS,
+        )
+        self._sizes = Histogram(
+            f"{prefix}processed_batch_size",
+            "Tracks the batch size distribution on processing.",
+            registry=registry,
+            buckets=ROWS,
+        )
+        self._paddings = Histogram(
+            f"{prefix}padding_size",
+            "Tracks the padding size distribution on batches.",
+            ["execution_batch_size"],
+            registry=registry,
+            buckets=ROWS,
+        )
 
-    Raises:
-        OSError: the file can't be read, or is no `MonitoringConfig`.
-    """
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+    def input(self, rows: int) -> None:
+        """Counts an input of a request."""
+        self._inputs.observe(rows)
 
-    try:
-        message = text_format.Parse(config.read_text(encoding="utf-8"), _monitoring_config()())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise OSError(f"{config} is no MonitoringConfig: {error}") from error
-    prometheus = message.prometheus_config
-    return (prometheus.path or DEFAULT_PATH) if prometheus.enable else None
+    def waited(self, seconds: float) -> None:
+        """Counts a request, or a part of one, whose batch begins."""
+        # TensorFlow Serving leaves the name of its threads empty here.
+        self._waits.labels("").observe(seconds * 1e6)
 
-
-def _monitoring_config() -> Any:
-    """The message type, which tensorflow-serving-api leaves out; config/monitoring_config.proto has it."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    file = descriptor_pb2.FileDescriptorProto(name="serving/local/monitoring_config.proto", syntax="proto3")
-    file.package = "serving.local"
-    kind = descriptor_pb2.FieldDescriptorProto
-    inner = file.message_type.add(name="PrometheusConfig")
-    inner.field.add(name="enable", number=1, label=kind.LABEL_OPTIONAL, type=kind.TYPE_BOOL)
-    inner.field.add(name="path", number=2, label=kind.LABEL_OPTIONAL, type=kind.TYPE_STRING)
-    outer = file.message_type.add(name="MonitoringConfig")
-    outer.field.add(
-        name="prometheus_config",
-        number=1,
-        label=kind.LABEL_OPTIONAL,
-        type=kind.TYPE_MESSAGE,
-        type_name=".serving.local.PrometheusConfig",
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("serving.local.MonitoringConfig"))
+    def batch(self, rows: int, padding: int) -> None:
+        """Counts a batch; `rows` include the padding."""
+        self._sizes.observe(rows)
+        self._paddings.labels(str(rows)).observe(padding)

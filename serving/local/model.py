@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from google.protobuf import json_format  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from serving.local.batching import Arrays, Batcher, BatchQueue
 from serving.local.status import CODES, RequestError
 
 __all__ = ["Model", "import_tensorflow"]
@@ -27,12 +29,15 @@ DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
 
+_importing = threading.Lock()  # versions of several models are loaded at the same time
+
 
 @dataclass(frozen=True)
 class _Signature:
     inputs: dict[str, str]  # type name by input
     feeds: dict[str, str]  # tensor of the graph by input
     fetches: dict[str, str]  # tensor of the graph by output
+    queue: BatchQueue | None  # where requests are batched
 
 
 @contextlib.contextmanager
@@ -54,12 +59,17 @@ def _hushed() -> Iterator[None]:
             os.close(saved)
 
 
-@functools.cache
 def import_tensorflow() -> Any:
     """Imports TensorFlow without its notices on CPU features and missing GPUs.
 
     TF_CPP_MIN_LOG_LEVEL=0 in the environment brings them back.
     """
+    with _importing:
+        return _import_tensorflow()
+
+
+@functools.cache
+def _import_tensorflow() -> Any:
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Some notices come before TensorFlow has read its level.
     with contextlib.nullcontext() if level == "0" else _hushed():
@@ -81,11 +91,12 @@ class Model:
         metadata: signatures in the JSON form of `GET .../metadata`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, batcher: Batcher | None = None) -> None:
         """Loads a SavedModel.
 
         Args:
             path: folder of the version.
+            batcher: runs the requests; None for each on its own.
 
         Raises:
             Exception: whatever TensorFlow finds wrong with the files.
@@ -100,20 +111,23 @@ class Model:
             self._session.close()
             raise
         self._session.graph.finalize()
-        self._signatures = {
-            name: _Signature(
-                {key: _type_name(tf, info.dtype) for key, info in sorted(signature.inputs.items())},
-                {key: info.name for key, info in signature.inputs.items()},
-                {key: info.name for key, info in sorted(signature.outputs.items())},
-            )
-            for name, signature in graph.signature_def.items()
-        }
+        self._batcher = batcher
+        self._signatures = {name: self._signature(info) for name, info in graph.signature_def.items()}
         self.metadata: dict[str, Any] = {
             name: json_format.MessageToDict(
                 signature, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
             )
             for name, signature in graph.signature_def.items()
         }
+
+    def _signature(self, info: Any) -> _Signature:
+        fetches = {key: tensor.name for key, tensor in sorted(info.outputs.items())}
+        return _Signature(
+            {key: _type_name(self._tf, tensor.dtype) for key, tensor in sorted(info.inputs.items())},
+            {key: tensor.name for key, tensor in info.inputs.items()},
+            fetches,
+            self._batcher.add_queue(functools.partial(self._run, fetches)) if self._batcher else None,
+        )
 
     def inputs(self, signature: str) -> dict[str, str]:
         """Gives TensorFlow's type name of each input.
@@ -149,9 +163,14 @@ class Model:
         """
         found = self._signatures[signature or DEFAULT_SIGNATURE]
         feeds = {found.feeds[name]: array for name, array in inputs.items()}
+        if found.queue is not None:
+            return dict(found.queue.run(feeds, timeout_ms))
+        return self._run(found.fetches, feeds, timeout_ms)
+
+    def _run(self, fetches: dict[str, str], feeds: Arrays, timeout_ms: int) -> dict[str, NDArray[Any]]:
         options = self._tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms) if timeout_ms else None
         try:
-            outputs = self._session.run(found.fetches, feeds, options=options)
+            outputs = self._session.run(fetches, feeds, options=options)
         except self._tf.errors.OpError as error:
             raise RequestError(_graph_message(error.message), CODES[error.error_code]) from error
         except ValueError as error:  # a shape that the input doesn't have
@@ -194,6 +213,8 @@ class Model:
 
     def close(self) -> None:
         """Frees the model; no run may be under way."""
+        if self._batcher is not None:
+            self._batcher.remove_queues(one.queue for one in self._signatures.values())
         self._session.close()
 
 

@@ -1,8 +1,8 @@
-"""Which version of a model is served: looks for versions, loads, swaps and unloads them.
+"""Which versions of a model are served: looks for versions, loads, swaps and unloads them.
 
 A version goes through the states START, LOADING, AVAILABLE, UNLOADING and END. A new one is
-loaded and warmed up in full while the old one serves; only then do requests go to the new one,
-and the old one is unloaded when the last request it had begun has ended.
+loaded and warmed up in full while the old ones serve; only then do requests go to the new one,
+and one that is no longer wanted is unloaded when the last request it had begun has ended.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving.local.batching import Batcher
+from serving.local.config import ModelConfig
 from serving.local.model import Model
 from serving.local.status import RequestError
 
-__all__ = ["Versions", "find_versions"]
+__all__ = ["Loading", "Versions", "find_versions"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,23 @@ def find_versions(base_path: Path) -> list[int]:
     )
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How versions are looked for and loaded.
+
+    Attributes:
+        poll_seconds: time between two looks at the folder, in seconds; 0 for one look only.
+        warmup_iterations: how often to run each warm-up request, 0 for no warm-up.
+        batcher: runs the requests; None for each on its own.
+        on_load: told of each attempt to load a version, and whether it succeeded.
+    """
+
+    poll_seconds: float = 1.0
+    warmup_iterations: int = 1
+    batcher: Batcher | None = None
+    on_load: Callable[[Path, bool], None] = lambda path, success: None
+
+
 @dataclass
 class _Version:
     number: int
@@ -43,51 +63,40 @@ class _Version:
 
 
 class Versions:
-    """The versions of one model, and the thread that watches their folder."""
+    """The versions of one model, and the thread that watches their folder.
 
-    def __init__(
-        self,
-        name: str,
-        base_path: Path,
-        *,
-        poll_seconds: float = 1.0,
-        warmup_iterations: int = 1,
-        on_load: Callable[[Path, bool], None] = lambda path, success: None,
-    ) -> None:
-        """Sets up; nothing is loaded until `start`.
+    Attributes:
+        first: done when all versions that are wanted have been loaded once; has the newest one's error
+            when all of them failed.
+    """
 
-        Args:
-            name: of the model.
-            base_path: folder of the versions.
-            poll_seconds: time between two looks at the folder, in seconds; 0 for one look only.
-            warmup_iterations: how often to run each warm-up request, 0 for no warm-up.
-            on_load: told of each attempt to load a version, and whether it succeeded.
-        """
-        self.name = name
-        self.base_path = base_path
-        self._poll_seconds = poll_seconds
-        self._warmup_iterations = warmup_iterations
-        self._on_load = on_load
+    def __init__(self, config: ModelConfig, loading: Loading) -> None:
+        """Sets up; nothing is loaded until `start`."""
+        self.name = config.name
+        self.first: Future[None] = Future()
+        self._config = config
+        self._loading = loading
         self._versions: dict[int, _Version] = {}
-        self._current: _Version | None = None
         self._changed = threading.Condition()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name=f"versions of {name}", daemon=True)
+        self._look_now = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._watch, name=f"versions of {self.name}", daemon=True)
         self._warned = ""
 
-    def start(self, on_first: Callable[[RequestError | None], None]) -> None:
-        """Starts to watch the folder.
-
-        Args:
-            on_first: called once, from another thread, when a version is available (with None)
-                or when all the folder's versions failed to load (with the last one's error).
-        """
-        self._on_first: Callable[[RequestError | None], None] | None = on_first
+    def start(self) -> None:
+        """Starts to watch the folder."""
         self._thread.start()
+
+    def update(self, config: ModelConfig) -> None:
+        """Serves by another folder or policy from now on; a look at it begins at once."""
+        if config != self._config:
+            self._config = config
+            self._look_now.set()
 
     def stop(self) -> None:
         """Stops to watch the folder, after a load that is under way; what is loaded stays loaded."""
-        self._stop.set()
+        self._stopped = True
+        self._look_now.set()
 
     @contextlib.contextmanager
     def lease(self, version: int | None = None) -> Iterator[tuple[int, Model]]:
@@ -100,10 +109,10 @@ class Versions:
             RequestError: it isn't there.
         """
         with self._changed:
-            found = self._current if version is None else self._versions.get(version)
+            number = max(self._available(), default=-1) if version is None else version
+            found = self._versions.get(number)
             if found is None or found.model is None or found.state != "AVAILABLE":
-                wanted = f"Latest({self.name})" if version is None else f"Specific({self.name}, {version})"
-                raise RequestError(f"Servable not found for request: {wanted}", "NOT_FOUND")
+                raise not_found(self.name, version)
             found.running += 1
         try:
             yield found.number, found.model
@@ -111,6 +120,10 @@ class Versions:
             with self._changed:
                 found.running -= 1
                 self._changed.notify_all()
+
+    def is_available(self, version: int) -> bool:
+        """Whether a version is served now."""
+        return version in self._available()
 
     def status(self, version: int | None = None) -> list[dict[str, object]]:
         """Tells the state of one version or of all, newest first, as `GET /v1/models/NAME` does.
@@ -136,41 +149,41 @@ class Versions:
                 if version in (None, one.number)
             ]
 
+    def _available(self) -> list[int]:
+        return [one.number for one in list(self._versions.values()) if one.state == "AVAILABLE"]
+
     def _watch(self) -> None:
-        while not self._stop.is_set():
+        while not self._stopped:
+            self._look_now.clear()
             try:
-                self._look()
+                self._look(self._config)
             except Exception:  # files that vanish meanwhile; what is served goes on
-                log.exception("looking for versions of %s in %s failed", self.name, self.base_path)
-            if self._poll_seconds <= 0:
-                return
-            self._stop.wait(self._poll_seconds)
+                log.exception("looking for versions of %s in %s failed", self.name, self._config.base_path)
+            self._look_now.wait(self._loading.poll_seconds or None)
 
-    def _look(self) -> None:
+    def _look(self, config: ModelConfig) -> None:
         try:
-            numbers = find_versions(self.base_path)
+            numbers = find_versions(config.base_path)
         except OSError as error:
-            self._warn(f"can't look for versions of {self.name} in {self.base_path}: {error}")
+            self._warn(f"can't look for versions of {self.name} in {config.base_path}: {error}")
             return
-        if not numbers:
-            serving = f"; version {self._current.number} goes on serving" if self._current else ""
-            self._warn(
-                f"No versions of servable {self.name} found under base path {self.base_path}. "
-                f"Did you forget to name your leaf directory as a number (eg. '/1/')?{serving}"
-            )
-            return
-        self._warned = ""
-        for number in reversed(numbers):
-            if self._current and self._current.number == number:
-                return
-            if self._try(number):
-                return
-        if self._current is None:
-            self._tell_first(self._versions[numbers[-1]].error)
+        self._warn(_missing(config, numbers))
+        wanted = [one for one in reversed(numbers) if config.only is None or one in config.only]
+        served: list[int] = []
+        for number in wanted:
+            if len(served) != config.newest and (self.is_available(number) or self._try(config, number)):
+                served.append(number)
+        if wanted:
+            self._tell_first(None if served else self._versions[wanted[0]].error)
+        if wanted and not served:
+            return  # rather what was served before than nothing
+        for number in self._available():
+            if number not in served:
+                self._unload(self._versions[number])
 
-    def _try(self, number: int) -> bool:
-        """Loads a version and swaps to it, unless it failed before and its files are the same."""
-        path = self.base_path / str(number)
+    def _try(self, config: ModelConfig, number: int) -> bool:
+        """Loads a version, unless it failed before and its files are the same."""
+        path = config.base_path / str(number)
         fingerprint = _fingerprint(path)
         known = self._versions.get(number)
         if known and known.error and known.fingerprint == fingerprint:
@@ -179,40 +192,34 @@ class Versions:
         with self._changed:
             self._versions[number] = version
         loaded = self._load(version, path)
-        self._on_load(path, loaded)
-        if not loaded:
-            return False
-        with self._changed:
-            old, self._current = self._current, version
-            version.state = "AVAILABLE"
-        self._tell_first(None)
-        if old is not None:
-            self._unload(old)
-        return True
+        self._loading.on_load(path, loaded)
+        return loaded
 
     def _load(self, version: _Version, path: Path) -> bool:
         started = time.monotonic()
         log.info("loading version %d of %s from %s", version.number, self.name, path)
         model = None
+        iterations = self._loading.warmup_iterations
         try:
-            model = Model(path)
-            warmed = model.warm_up(path, self._warmup_iterations) if self._warmup_iterations else 0
+            model = Model(path, self._loading.batcher)
+            warmed = model.warm_up(path, iterations) if iterations else 0
         except Exception as error:  # TensorFlow raises all kinds for broken files
             if model is not None:
                 model.close()
             with self._changed:
                 version.state, version.error = "END", _as_request_error(error)
-            serving = f"version {self._current.number} goes on" if self._current else "nothing is served"
+            others = ", ".join(map(str, sorted(self._available())))
             log.error(
                 "can't load version %d of %s from %s: %s; %s; mend or replace the folder",
                 version.number,
                 self.name,
                 path,
                 version.error,
-                serving,
+                f"version {others} goes on" if others else "nothing is served",
             )
             return False
-        version.model = model
+        with self._changed:
+            version.model, version.state = model, "AVAILABLE"
         log.info(
             "version %d of %s is available after %.1f s, %d warm-up requests",
             version.number,
@@ -234,14 +241,39 @@ class Versions:
         log.info("version %d of %s is unloaded", version.number, self.name)
 
     def _tell_first(self, error: RequestError | None) -> None:
-        tell, self._on_first = self._on_first, None
-        if tell is not None:
-            tell(error)
+        if self.first.done():
+            return
+        if error is None:
+            self.first.set_result(None)
+        else:
+            self.first.set_exception(error)
 
     def _warn(self, message: str) -> None:
-        if message != self._warned:  # once, not every second
+        if message and message != self._warned:  # once, not every second
             log.warning("%s", message)
         self._warned = message
+
+
+def not_found(name: str, version: int | None) -> RequestError:
+    """What a request for a model or version that isn't served gets."""
+    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+    return RequestError(f"Servable not found for request: {wanted}", "NOT_FOUND")
+
+
+def _missing(config: ModelConfig, numbers: list[int]) -> str:
+    """What is to be said of versions that aren't in the folder."""
+    if config.only is not None:
+        return "; ".join(
+            f"Version {one} of servable {config.name}, which was requested to be served as a 'specific' "
+            "version in the servable's version policy, was not found in the file system"
+            for one in sorted(config.only.difference(numbers))
+        )
+    if numbers:
+        return ""
+    return (
+        f"No versions of servable {config.name} found under base path {config.base_path}. "
+        "Did you forget to name your leaf directory as a number (eg. '/1/')?"
+    )
 
 
 def _fingerprint(path: Path) -> object:

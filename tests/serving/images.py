@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -30,17 +29,11 @@ from serving.up import IMAGE, choose_backend, free_port
 
 ROOT = Path(__file__).parents[2]
 NAME = "magnetic-tiles"
-LAUNCHER = """\
+LAUNCHER = f"""\
 #!/bin/bash
-# Passes on what the embedded server has: it speaks no gRPC, for one.
-flags=({instead})
-for flag; do
-  if [[ " {known} " == *" ${{flag%%=*}} "* ]]; then flags+=("$flag"); else echo "left out: $flag" >&2; fi
-done
-export PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1 CUDA_VISIBLE_DEVICES=-1
-exec {python} -m serving.local "${{flags[@]}}"
+export PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 CUDA_VISIBLE_DEVICES=-1
+exec {sys.executable} -m serving.local "$@"
 """
-CONFIG_FILE = "--model_config_file"
 # Remounts the root of a container before it starts, in a mount namespace of its own.
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
 
@@ -78,8 +71,6 @@ class Engine(Protocol):
     def config(self) -> dict[str, Any]:
         """What the image says of itself."""
 
-    def lacks(self, flag: str) -> bool: ...
-
     def run(self, *flags: str, volumes: dict[Path, str]) -> contextlib.AbstractContextManager[Container]: ...
 
 
@@ -99,9 +90,6 @@ class Docker:
     """Docker, with the real base image."""
 
     tag = "magnetic-tiles:test"
-
-    def lacks(self, flag: str) -> bool:
-        return False
 
     def build(self, context: Path) -> None:
         base = os.environ.get("BASE_IMAGE", IMAGE)
@@ -146,10 +134,6 @@ class Buildah:
         self._buildah = ["env", f"TMPDIR={folder}", "buildah", *storage]
         self._bud = [*self._buildah, "bud", "--isolation=chroot", "--format=docker", "--quiet"]
         self._lent = _python_folders()
-        usage = subprocess.run(
-            [sys.executable, "-m", "serving.local", "--help"], cwd=ROOT, capture_output=True, text=True
-        )
-        self._known = sorted(set(re.findall(r"--\w+", usage.stdout)))
 
     def build(self, context: Path) -> None:
         rootfs = self._folder / "rootfs"
@@ -164,7 +148,7 @@ class Buildah:
             (rootfs / path.relative_to("/")).mkdir(parents=True)
         shutil.copy("/bin/bash", rootfs / "usr/bin/bash")
         launcher = rootfs / "usr/bin/tensorflow_model_server"
-        launcher.write_text(self._launcher())
+        launcher.write_text(LAUNCHER)
         launcher.chmod(0o755)
         (self._folder / "Dockerfile").write_text("FROM scratch\nCOPY rootfs /\n")
         _output(*self._bud, "-t", self.base, "-f", f"{self._folder}/Dockerfile", str(self._folder))
@@ -201,19 +185,10 @@ class Buildah:
                 lambda: process.poll() is not None,
             )
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # buildah does not pass signals on
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # buildah does not pass signals on
             process.wait()
             sys.stderr.write(log.read_text(errors="replace"))
-
-    def lacks(self, flag: str) -> bool:
-        """Whether the stand-in's server has no such flag."""
-        return flag not in self._known
-
-    def _launcher(self) -> str:
-        # Without model_config_file, the model is named as the image's models.config names it.
-        instead = f"--model_name={NAME} --model_base_path=/models/{NAME}" if self.lacks(CONFIG_FILE) else ""
-        known = " ".join(self._known)
-        return LAUNCHER.format(root=ROOT, python=sys.executable, known=known, instead=instead)
 
     def _scratch(self) -> Path:
         """A /tmp that anyone may write to: Python needs one, TensorFlow Serving doesn't."""
@@ -234,7 +209,7 @@ def _enter(pid: int, user: str) -> list[str]:
 
 def _python_folders() -> list[Path]:
     """What this machine's Python needs of the file system: its libraries, itself, this project."""
-    wanted = ["/usr/lib", "/usr/lib64", sys.base_prefix, sys.prefix, str(ROOT)]
+    wanted = ["/usr/lib", "/usr/lib64", sys.base_prefix, sys.prefix, os.path.realpath(sys.prefix), str(ROOT)]
     folders = [Path(path) for path in dict.fromkeys(wanted) if Path(path).is_dir()]
     return [path for path in folders if not any(other in path.parents for other in folders)]
 

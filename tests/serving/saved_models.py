@@ -68,7 +68,7 @@ class Half(tf.Module):
 
         tf.io.write_file(file[0] + ".begun", "")
         rounds = tf.while_loop(is_missing, lambda rounds: [rounds + 1], [tf.constant(0.0)])
-        return {"offset": tf.fill([1], self.offset) + 0 * rounds[0]}
+        return {"offset": tf.fill(tf.shape(file), self.offset) + 0 * rounds[0]}
 
 
 def save_half(path: Path, offset: float = 2.0, *, warmup: list[float] | None = None) -> Path:

@@ -31,7 +31,9 @@ METRICS = {
     ":tensorflow:serving:request_latency": {"model_name", "API", "entrypoint"},
     ":tensorflow:serving:runtime_latency": {"model_name", "API", "runtime"},
     ":tensorflow:serving:batching_session:queuing_latency": {"thread_pool_name"},
+    ":tensorflow:serving:batching_session:input_batch_size": set[str](),
     ":tensorflow:serving:batching_session:processed_batch_size": set[str](),
+    ":tensorflow:serving:batching_session:padding_size": {"execution_batch_size"},
     ":tensorflow:cc:saved_model:load_attempt_count": {"model_path", "status"},
 }
 HISTOGRAMS = {name for name in METRICS if name.endswith(("latency", "size"))}
@@ -106,6 +108,10 @@ def test_batches_are_warmed_up_bounded_and_never_waited_for() -> None:
     assert parameters.num_batch_threads.value >= 2
     assert parameters.max_enqueued_batches.value > 0
     assert not parameters.allowed_batch_sizes
+    # Each request that waits holds a thread of the REST API; with fewer the queue never fills.
+    (threads,) = re.findall(r'"--rest_api_num_threads=(\d+)"', DOCKERFILE)
+    batches = parameters.max_enqueued_batches.value + parameters.num_batch_threads.value
+    assert int(threads) > batches * parameters.max_batch_size.value
 
 
 def test_every_batching_parameter_is_explained() -> None:
@@ -291,8 +297,9 @@ def test_the_dockerfile_copies_files_that_the_context_has() -> None:
     assert set(re.findall(r"^COPY (\S+) ", DOCKERFILE, re.MULTILINE)) == let_in
 
 
-def test_workflows_are_valid_pinned_and_least_privileged() -> None:
-    workflow = ROOT / ".github/workflows/serving.yml"
+@pytest.mark.parametrize("name", ["serving.yml", "audit.yml"])
+def test_workflows_are_valid_pinned_and_least_privileged(name: str) -> None:
+    workflow = ROOT / ".github/workflows" / name
     run(beside_python("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", str(workflow))
     document = read_yaml(workflow)
     assert document["permissions"] == {"contents": "read"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from serving.local.metrics import read_metrics_path
+from serving.local.config import read_metrics_path
 from serving.up import running_server
 from tests.serving.saved_models import save_half
-from tests.serving.test_config import METRICS
+from tests.serving.test_config import METRICS, queries
 
 NAME = "half"
 CONFIG = Path(__file__).parents[2] / "serving/config/monitoring.config"
@@ -32,7 +33,7 @@ def test_predictions_and_loads_are_counted_and_timed(tmp_path: Path) -> None:
     assert f':tensorflow:serving:request_count{{model_name="{NAME}",status="OK"}} 3.0' in lines
     assert f':tensorflow:serving:request_count{{model_name="{NAME}",status="INVALID_ARGUMENT"}} 1.0' in lines
     assert "# TYPE :tensorflow:serving:request_count counter" in lines
-    times = f'API="Predict",entrypoint="REST",model_name="{NAME}"'
+    times = f'API="predict",entrypoint="REST",model_name="{NAME}"'
     assert f":tensorflow:serving:request_latency_count{{{times}}} 3.0" in lines
     runs = f'API="Predict",model_name="{NAME}",runtime="TF1"'
     assert f":tensorflow:serving:runtime_latency_count{{{runs}}} 3.0" in lines
@@ -45,6 +46,34 @@ def test_predictions_and_loads_are_counted_and_timed(tmp_path: Path) -> None:
     assert "other" not in answer.text
     names = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     assert names <= set(METRICS)
+
+
+def test_dashboard_and_alerts_find_what_they_ask_for(tmp_path: Path) -> None:
+    save_half(tmp_path / "1")
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "saved_model.pb").write_bytes(b"no model")
+    flags = [f"--monitoring_config_file={CONFIG}", "--enable_batching"]
+    with running_server(tmp_path, NAME, flags=flags) as server:
+        for instances in ([1], ["x"]):
+            requests.post(f"{server}/v1/models/{NAME}:predict", json={"instances": instances}, timeout=30)
+        page = requests.get(f"{server}/monitoring/prometheus/metrics", timeout=30).text
+    samples = [
+        (line.split("{")[0].split()[0], dict(re.findall(r'(\w+)="([^"]*)"', line)))
+        for line in page.splitlines()
+        if not line.startswith("#")
+    ]
+    asked = [
+        (where, name, re.findall(r'(\w+)(!?=)"([^"]*)"', selector))
+        for where, query in queries().items()
+        for name, selector in re.findall(r"(:[a-z_:]+)(?:\{([^}]*)\})?", query)
+    ]
+    assert len(asked) > 10
+    for where, name, conditions in asked:
+        assert any(
+            name == found
+            and all((labels.get(key) == value) == (sign == "=") for key, sign, value in conditions)
+            for found, labels in samples
+        ), f"{where}: no {name} {conditions}"
 
 
 def test_without_the_flag_there_are_none(tmp_path: Path) -> None:

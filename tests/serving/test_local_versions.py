@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,8 +19,9 @@ import numpy as np
 import pytest
 import requests
 
+from serving.local.config import ModelConfig
 from serving.local.status import RequestError
-from serving.local.versions import Versions, find_versions
+from serving.local.versions import Loading, Versions, find_versions
 from serving.up import free_port, running_server
 from tests.serving.saved_models import save_half, write_warmup
 
@@ -46,8 +48,8 @@ def watch(base_path: Path) -> Iterator[Callable[[], Versions]]:
     started = []
 
     def start() -> Versions:
-        versions = Versions(NAME, base_path, poll_seconds=0.05)
-        versions.start(lambda error: None)
+        versions = Versions(ModelConfig(NAME, base_path), Loading(poll_seconds=0.05))
+        versions.start()
         started.append(versions)
         return versions
 
@@ -178,7 +180,8 @@ def test_a_version_is_unloaded_only_after_its_last_request(
     wait_until(lambda: state_of(versions, 1) == "END")
 
 
-def test_no_request_fails_while_versions_are_swapped(base_path: Path) -> None:
+@pytest.mark.parametrize("batching", ["false", "true"])
+def test_no_request_fails_while_versions_are_swapped(base_path: Path, batching: str) -> None:
     save_half(base_path / "1", offset=1.0)
     stop = threading.Event()
 
@@ -190,7 +193,7 @@ def test_no_request_fails_while_versions_are_swapped(base_path: Path) -> None:
                 answers.append((answer.status_code, answer.text))
         return answers
 
-    flags = ["--file_system_poll_wait_seconds=0.1"]
+    flags = ["--file_system_poll_wait_seconds=0.1", f"--enable_batching={batching}"]
     with running_server(base_path, NAME, flags=flags) as url, ThreadPoolExecutor(3) as executor:
         asking = [executor.submit(ask, url) for _ in range(3)]
         try:
@@ -335,6 +338,9 @@ def test_help_is_fast_and_teaches() -> None:
         env=dict(os.environ),
         check=True,
     )
-    for flag in ("--rest_api_port", "--model_base_path", "--file_system_poll_wait_seconds", "curl"):
-        assert flag in done.stdout
+    dockerfile = (Path(__file__).parents[2] / "Dockerfile.serving").read_text()
+    flags = re.findall(r'"(--\w+)=', dockerfile)
+    assert len(flags) > 5
+    for flag in (*flags, "--model_base_path", "--file_system_poll_wait_seconds", "curl"):
+        assert flag in done.stdout, flag
     assert "tensorflow" not in done.stderr

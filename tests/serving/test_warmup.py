@@ -24,7 +24,7 @@ def test_warm_up_requests_of_an_exported_model_are_run_before_it_is_available(tm
     export_saved_model(model, {"name": MODEL_NAME, "threshold": 0.5}, base_path, warmup=[b"no image"])
 
     with (
-        pytest.raises(ServerUnavailable, match=r"(?s)can't load version \d+ of .*Unknown image file format"),
+        pytest.raises(ServerUnavailable, match=r"(?s)can't load version \d+ of .*neither JPEG, PNG nor BMP"),
         running_server(base_path, MODEL_NAME, backend="embedded"),
     ):
         pass

@@ -38,6 +38,7 @@ SMALLEST = TrainParams(
     good_ratio=0.5,
     mixed_precision=False,
     seed=1,
+    resume=False,
     augment=AugmentParams(
         flip=True, rotation=0.0, shift=0.05, zoom=0.1, brightness=0.1, contrast=0.2, noise=2.0
     ),
@@ -80,4 +81,16 @@ def half_precision() -> Iterator[None]:
 
     keras.mixed_precision.set_global_policy("mixed_float16")
     yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture
+def small_steps() -> Iterator[None]:
+    """Step by step, since compiling takes longer than a few steps; single precision afterwards."""
+    import keras
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
     keras.mixed_precision.set_global_policy("float32")

@@ -12,7 +12,9 @@ from PIL import Image
 from stages.dataset import Batches, Examples, load_examples, read_mask
 
 
-def unchanged(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unchanged(
+    images: np.ndarray, masks: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     return images, masks
 
 
@@ -87,7 +89,7 @@ def test_without_augmentation_all_tiles_come_once_and_in_order() -> None:
     batches = Batches(examples(3, 7), 4)
     assert len(batches) == 3
     assert epoch(batches) == list(range(10))
-    batches.on_epoch_end()
+    batches.epoch = 1
     assert epoch(batches) == list(range(10))
 
 
@@ -101,12 +103,11 @@ def test_images_and_masks_have_their_ranges() -> None:
 @pytest.mark.parametrize(("ratio", "good"), [(0.0, 0), (0.5, 2), (1.0, 4), (2.0, 8), (100.0, 12)])
 def test_every_epoch_has_all_defects_and_the_asked_share_of_good_tiles(ratio: float, good: int) -> None:
     batches = Batches(examples(4, 12), 3, augment=unchanged, good_ratio=ratio)
-    for _ in range(3):
+    for batches.epoch in range(3):
         drawn = epoch(batches)
         assert sorted(one for one in drawn if one < 4) == [0, 1, 2, 3]
         assert len(set(drawn)) == len(drawn) == 4 + good
         assert len(batches) == -(-(4 + good) // 3)
-        batches.on_epoch_end()
 
 
 def test_epochs_differ_in_order_and_in_good_tiles_but_not_between_equal_seeds() -> None:
@@ -115,10 +116,27 @@ def test_epochs_differ_in_order_and_in_good_tiles_but_not_between_equal_seeds() 
     )
     one, two = epoch(first), epoch(again)
     assert one == two != epoch(other)
-    first.on_epoch_end()
-    again.on_epoch_end()
+    first.epoch = again.epoch = 1
     assert epoch(first) == epoch(again) != one
     assert {x for x in epoch(first) if x >= 4} != {x for x in one if x >= 4}
+
+
+def test_a_batch_depends_on_seed_epoch_and_place_alone() -> None:
+    def chance(images: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        return images, rng.random()
+
+    def drawn(batches: Batches) -> list[tuple[int, float]]:
+        return [(int(images[0, 0, 0, 0]), value) for images, value in map(batches.__getitem__, range(5))]
+
+    through, gone_on = (Batches(examples(4, 40), 4, augment=chance, good_ratio=5.0, seed=1) for _ in range(2))
+    epochs = []
+    for through.epoch in range(3):
+        epochs.append(drawn(through))
+    gone_on.epoch = 2
+    assert gone_on[3][1] == epochs[2][3][1]
+    assert drawn(gone_on) == epochs[2]
+    values = [value for epoch in epochs for _, value in epoch]
+    assert len(set(values)) == 15
 
 
 def test_image_and_mask_of_a_batch_belong_together() -> None:

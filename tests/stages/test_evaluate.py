@@ -16,6 +16,7 @@ from serving.postprocessing import mask_at
 from stages.evaluate import choose_threshold, evaluate, predict_levels, prediction_path
 from stages.params import EvaluateParams
 from stages.tiles import Tile
+from stages.verdicts import read_image_rows
 
 PARAMS = EvaluateParams(operating_point="best_dice", batch_size=2, component_overlap=0.5, overlays=3)
 SIZE = (32, 64)
@@ -108,8 +109,14 @@ def test_pooled_figures_by_hand(metrics: dict[str, Any]) -> None:
 
 def test_figures_of_each_class_by_hand(metrics: dict[str, Any]) -> None:
     assert metrics["class"] == {
-        "Crack": {"images": 1, "dice": 2 / 3, "iou": 0.5, "component_recall": 0.5},
-        "Fray": {"images": 1, "dice": 0.0, "iou": 0.0, "component_recall": 0.0},
+        "Crack": {
+            **{"images": 1, "dice": 2 / 3, "iou": 0.5},
+            **{"component_recall": 0.5, "found": 1, "missed": 1, "false": 0},
+        },
+        "Fray": {
+            **{"images": 1, "dice": 0.0, "iou": 0.0},
+            **{"component_recall": 0.0, "found": 0, "missed": 1, "false": 1},
+        },
     }
     assert metrics["dice_class_mean"] == pytest.approx(1 / 3)
 
@@ -117,10 +124,69 @@ def test_figures_of_each_class_by_hand(metrics: dict[str, Any]) -> None:
 def test_defects_and_false_alarms_by_hand(metrics: dict[str, Any]) -> None:
     assert metrics["component_recall"] == pytest.approx(1 / 3)
     assert metrics["false_components"] == 2
+    assert metrics["false_components_on_good"] == 1
     assert metrics["false_alarm_rate"] == pytest.approx(1 / 2)
+    assert metrics["missed_image_rate"] == 0.0, "something is found on both images with defects"
     # Of two tiles of each kind: Wilson's interval of 1/3 and of 1/2.
     assert metrics["component_recall_interval"] == pytest.approx({"low": 0.0453, "high": 0.8406}, abs=1e-3)
     assert metrics["false_alarm_rate_interval"] == pytest.approx({"low": 0.0945, "high": 0.9055}, abs=1e-3)
+
+
+def test_defects_of_each_size_by_hand(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> None:
+    # All defects so far have 10 pixels; here are one of 3 (missed) and one of 100 (found).
+    truth, found = np.zeros((30, 60), bool), np.full((30, 60), 10, np.uint8)
+    truth[1, :3], truth[10:20, 20:30] = True, True
+    found[10:20, 20:30] = 250
+    sizes = tiles.add("Break", "sizes", found, truth)
+    metrics = evaluate(PARAMS, model, tiles.root, val, [*test_side, sizes], tmp_path / "out")
+    assert metrics["size"] == {
+        "1-9": {"component_recall": 0.0, "found": 0, "missed": 1, "false": 0},
+        "10-99": {"component_recall": 1 / 3, "found": 1, "missed": 2, "false": 2},
+        "100-999": {"component_recall": 1.0, "found": 1, "missed": 0, "false": 0},
+    }
+    bars = json.loads((tmp_path / "out" / "plots" / "sizes.json").read_text())
+    assert [(bar["size"], bar["recall"]) for bar in bars] == [("1-9", 0), ("10-99", 1 / 3), ("100-999", 1)]
+
+
+def test_exposures_of_a_tile_should_get_one_answer(
+    model: keras.Model, tiles: Tiles, val: list[Tile], tmp_path: Path
+) -> None:
+    # a: found under one exposure of two; b: found under both; c: seen once, which tells nothing.
+    seen = [("a", 1, 220), ("a", 2, 90), ("b", 1, 220), ("b", 2, 200), ("c", 1, 220)]
+    images = [
+        replace(
+            tiles.add("Crack", f"{name}_exp{exposure}", levels(20, 30, r2=level), rows(20, 30, 2)), tile=name
+        )
+        for name, exposure, level in seen
+    ]
+    metrics = evaluate(PARAMS, model, tiles.root, val, images, tmp_path / "out")
+    assert metrics["exposure_agreement"] == 0.5
+    assert metrics["missed_image_rate"] == pytest.approx(1 / 5)
+    assert evaluate(PARAMS, model, tiles.root, val, images[-1:], tmp_path)["exposure_agreement"] is None
+
+
+def test_tables_tell_of_each_image_and_each_defect(metrics: dict[str, Any], tmp_path: Path) -> None:
+    written = read_image_rows((tmp_path / "out" / "images.csv").read_text())
+    assert [(Path(row.image).stem, row.truth, row.answer) for row in written] == [
+        ("half", "defect", "defect"),
+        ("wrong", "defect", "defect"),
+        ("clean", "good", "good"),
+        ("alarm", "good", "defect"),
+    ]
+    half, wrong, clean, alarm = written
+    assert (half.found, half.missed, half.false, half.wrong) == (1, 1, 0, pytest.approx(10 / 600, abs=1e-6))
+    assert (wrong.score, wrong.dice) == (round(180 / 255, 4), 0.0)
+    assert (clean.dice, clean.false, alarm.dice, alarm.false) == (1.0, 0, 0.0, 1)
+    assert (tmp_path / "out" / "defects.csv").read_text().splitlines() == [
+        "image,class,outcome,area,size",
+        "images/Crack/half.png,Crack,found,10,10-99",
+        "images/Crack/half.png,Crack,missed,10,10-99",
+        "images/Fray/wrong.png,Fray,missed,10,10-99",
+        "images/Fray/wrong.png,Fray,false,10,10-99",
+        "images/Free/alarm.png,Free,false,10,10-99",
+    ]
 
 
 def test_the_threshold_follows_the_operating_point(

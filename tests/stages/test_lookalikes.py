@@ -64,6 +64,29 @@ def test_pieces_of_another_shape_are_others(tmp_path: Path) -> None:
     assert find_lookalikes(tmp_path, stored(tmp_path, [("a", surface(1)), ("b", tall)]), 0.85) == []
 
 
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_sizes_and_blocks_leave_no_pair_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    heights = np.random.default_rng(0).permutation([100, 104, 108, 112, 116, 120, 200, 205, 210, 90])
+    resized = []
+    for index, height in enumerate(heights):
+        piece = Image.fromarray(surface(index % 2).astype(np.float32))
+        resized.append(np.asarray(piece.resize((100 + index, int(height)))))
+    tiles = stored(tmp_path, [(str(index), picture) for index, picture in enumerate(resized)])
+    fine = [structure(np.asarray(Image.open(tmp_path / tile.image))) for tile in tiles]
+    shapes = np.log([(tile.height, tile.width) for tile in tiles])
+    expected = [
+        (i, j)
+        for i in range(10)
+        for j in range(i + 1, 10)
+        if (fine[i] * fine[j]).sum() >= 0.5 and np.abs(shapes[i] - shapes[j]).max() < 0.12
+    ]
+    monkeypatch.setattr(lookalikes, "BLOCK", block)
+    assert [(i, j) for i, j, _ in find_lookalikes(tmp_path, tiles, 0.5)] == expected
+    assert len(expected) == 5
+
+
 def test_what_hangs_together_through_others_is_one_piece(tmp_path: Path) -> None:
     tiles = stored(tmp_path, [(name, surface(i)) for i, name in enumerate("dcbae")])
     pieces = merge_lookalikes(tiles, [(0, 1, 0.9), (1, 2, 0.9)])

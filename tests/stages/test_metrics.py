@@ -15,6 +15,7 @@ from stages.metrics import (
     PixelCounts,
     PooledDice,
     best_dice_level,
+    component_areas,
     count_components,
     count_levels,
     count_pixels,
@@ -108,10 +109,21 @@ def test_recall_by_hand_and_without_a_defect() -> None:
     assert count_components(picture("#."), picture(".."), 0.1).false == 1
 
 
+def test_areas_are_those_of_the_true_defect_and_of_the_false_find() -> None:
+    truth = picture("##...#", "##....", "......")
+    mask = picture(".##...", "......", "...###")
+    assert component_areas(mask, truth, 0.25) == {"found": [4], "missed": [1], "false": [3]}
+
+
+def test_without_any_defect_or_find_there_is_no_area() -> None:
+    empty = picture("...")
+    assert component_areas(empty, empty, 0.1) == {"found": [], "missed": [], "false": []}
+
+
 # Thresholds
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(levels=levels_of, truth=masks)
 def test_curves_and_best_level_agree_with_brute_force(levels: np.ndarray, truth: np.ndarray) -> None:
     counts = count_levels(levels, truth)

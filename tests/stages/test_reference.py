@@ -11,6 +11,7 @@ import keras
 from stages.evaluate import evaluate
 from stages.params import load_params
 from stages.tiles import CLASSES
+from stages.verdicts import SIZES
 from tests.conftest import DETECTOR_SIZE
 from tests.stages.conftest import Data
 
@@ -18,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def names(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Names of all figures, however deep; classes are no figures."""
+    """Names of all figures, however deep; classes and sizes are no figures."""
     for name, value in metrics.items():
-        if name not in CLASSES:
+        if name not in (*CLASSES, *SIZES):
             yield name
         if isinstance(value, Mapping):
             yield from names(value)

@@ -6,100 +6,19 @@ its time to compile; tests/test_pipeline.py trains the real one.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from dvclive import Live
 
 from stages.dataset import Batches, load_examples
 from stages.errors import StageError, run_stage
 from stages.metrics import PooledDice
-from stages.params import TrainParams
-from stages.train import train
 from tests.stages.conftest import SMALLEST, Data
+from tests.stages.trial import Trial, equal
 
 PARAMS = SMALLEST.model_copy(update={"epochs": 3, "learning_rate": 0.01})
-
-
-def small_network(params: TrainParams) -> keras.Model:
-    """Image to probability, with a layer `resnet18` that can be frozen."""
-    layers = keras.layers
-    inner = keras.Input((*params.image_size, 1))
-    outer = keras.Input((*params.image_size, 1))
-    features = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", activation="relu")(inner))
-    backbone = keras.Model(inner, features, name=params.backbone)
-    positive = keras.initializers.Constant(2.0)  # it finds too much at first, so that Dice is not 0
-    probabilities = layers.Conv2D(1, 3, padding="same", activation="sigmoid", bias_initializer=positive)(
-        backbone(layers.Rescaling(1 / 127.5, offset=-1.0)(outer))
-    )
-    return keras.Model(outer, probabilities, name="unet")
-
-
-class Trial:
-    """A training run with a real log, watched at the end of every epoch.
-
-    Attributes:
-        weights: of the whole network, at the start and after each epoch.
-        backbone: the same of the backbone alone.
-        interrupt_after: epoch after which ^C is pressed.
-        spoil_after: epoch after which the network is made to find nothing.
-    """
-
-    def __init__(self, folder: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.data = folder, data
-        self.model_path = folder / "models" / "unet.keras"
-        self.weights: list[list[np.ndarray]] = []
-        self.backbone: list[list[np.ndarray]] = []
-        self.interrupt_after = self.spoil_after = 0
-        monkeypatch.setattr("stages.train.build_unet", self._build)
-
-    def run(self, params: TrainParams) -> keras.Model:
-        with Live(str(self.folder / "live"), dvcyaml=False, save_dvc_exp=False) as live:
-            log_image = live.log_image
-
-            def at_the_end_of_an_epoch(name: str, picture: Any) -> None:
-                self._remember()
-                log_image(name, picture)
-                if len(self.weights) - 1 == self.spoil_after:
-                    last = self.model.layers[-1]
-                    last.set_weights([0 * last.get_weights()[0], last.get_weights()[1] - 20])
-                if len(self.weights) - 1 == self.interrupt_after:
-                    raise KeyboardInterrupt
-
-            live.log_image = at_the_end_of_an_epoch
-            return train(
-                params,
-                self.data.root,
-                self.data.train,
-                self.data.val,
-                self.model_path,
-                live,
-                self.folder / "checkpoint" / "best.weights.h5",
-            )
-
-    def logged(self, metric: str) -> list[float]:
-        with (self.folder / "live" / "plots" / "metrics" / f"{metric}.tsv").open() as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            return [float(row[metric.rpartition("/")[2]]) for row in rows]
-
-    def _build(self, params: TrainParams, weights: Path | None = None) -> keras.Model:
-        network = small_network(params)
-        if weights:
-            network.load_weights(weights)
-            return network
-        self.model = network
-        self._remember()
-        return network
-
-    def _remember(self) -> None:
-        self.weights.append(self.model.get_weights())
-        self.backbone.append(self.model.get_layer("resnet18").get_weights())
 
 
 @pytest.fixture
@@ -108,18 +27,10 @@ def trial(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> Trial:
 
 
 # TensorFlow says that its input pipeline is compiled all the same.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly"
-)
-
-
-@pytest.fixture(autouse=True)
-def small_steps() -> Iterator[None]:
-    """Step by step, since compiling takes longer than these few steps; single precision afterwards."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-    keras.mixed_precision.set_global_policy("float32")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly"),
+    pytest.mark.usefixtures("small_steps"),
+]
 
 
 def dice(model: keras.Model, data: Data) -> float:
@@ -128,10 +39,6 @@ def dice(model: keras.Model, data: Data) -> float:
     for images, masks in (batches[index] for index in range(len(batches))):
         metric.update_state(masks, model(images))
     return float(metric.result())
-
-
-def equal(one: list[np.ndarray], two: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_every_epoch_is_logged_and_the_weights_of_the_best_are_kept(trial: Trial) -> None:

@@ -1,0 +1,122 @@
+"""The folder that servers poll: versions come and go whole, and one process at a time changes it.
+
+deploy/magnetic-tiles/20261124080000/     a version, with its blessing in assets.extra/blessing.json
+deploy/.magnetic-tiles/                   who may change it, what is under way, versions rolled back
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.errors import ConfigError
+from serving.fingerprint import BLESSING
+
+__all__ = ["Deployment"]
+
+log = logging.getLogger(__name__)
+
+
+class Deployment:
+    """A serving folder; all but `locked` is for who holds the lock.
+
+    Args:
+        base_path: folder of the versions; made if it is missing.
+    """
+
+    def __init__(self, base_path: Path) -> None:
+        self.base_path = base_path
+        # Beside the versions, on the same disk: what is moved from here is there in one step.
+        self._hidden = base_path.parent / f".{base_path.name}"
+        self._withdrawn = self._hidden / "withdrawn"
+        self._journal = self._hidden / "rollback.json"
+        self._scratch = self._hidden
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Path]:
+        """Waits until no other process changes the folder, and yields a scratch folder.
+
+        Raises:
+            ConfigError: it can't be written.
+        """
+        try:
+            self.base_path.mkdir(parents=True, exist_ok=True)
+            self._withdrawn.mkdir(parents=True, exist_ok=True)
+            lock = (self._hidden / "lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"can't write {self.base_path}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("another process changes %s; waiting for it", self.base_path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in self._hidden.glob("scratch-*"):  # of a process that was killed
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix="scratch-", dir=self._hidden) as scratch:
+                self._scratch = Path(scratch)
+                yield self._scratch
+
+    def versions(self) -> list[int]:
+        """Numbers of the versions that servers see, ascending."""
+        paths = self.base_path.glob("*/saved_model.pb")
+        return sorted(int(path.parent.name) for path in paths if path.parent.name.isdecimal())
+
+    def blessing(self, number: int) -> dict[str, Any]:
+        """Why a version is served; empty if it was put there by other means."""
+        return _read_json(self.base_path / str(number) / BLESSING)
+
+    def put(self, folder: Path, number: int, blessing: Mapping[str, Any]) -> None:
+        """Moves a version from the scratch folder to where servers see it, or blesses the one there anew."""
+        target = self.base_path / str(number)
+        if target.exists():
+            self._write_json(target / BLESSING, blessing)
+        else:
+            self._write_json(folder / BLESSING, blessing)
+            os.replace(folder, target)
+
+    def withdraw(self, number: int) -> None:
+        """Takes a version from where servers see it, if it is there; it is kept aside."""
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.base_path / str(number), self._withdrawn / str(number))
+
+    def withdrawn(self, number: int) -> Path | None:
+        """Where a version lies that was rolled back; None if it was not."""
+        path = self._withdrawn / str(number)
+        return path if path.exists() else None
+
+    def remove_all_but(self, kept: Collection[int | None]) -> list[int]:
+        """Deletes versions and returns their numbers."""
+        removed = [number for number in self.versions() if number not in kept]
+        for number in removed:
+            os.replace(self.base_path / str(number), self._scratch / f"old-{number}")
+        return removed
+
+    def begin_rollback(self, journal: Mapping[str, Any]) -> None:
+        """Notes what is to be done, so that it can be finished if this process is killed."""
+        self._write_json(self._journal, journal)
+
+    def pending_rollback(self) -> dict[str, Any]:
+        """What `begin_rollback` noted; empty if all is done."""
+        return _read_json(self._journal)
+
+    def end_rollback(self) -> None:
+        """All is done."""
+        self._journal.unlink()
+
+    def _write_json(self, path: Path, document: Mapping[str, Any]) -> None:
+        draft = self._scratch / "document.json"
+        draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

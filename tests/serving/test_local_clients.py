@@ -1,0 +1,171 @@
+"""Clients that send or take slowly, or not at all, and the others that the server serves meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+import requests
+
+from serving.up import free_port
+from tests.serving.saved_models import save_half
+from tests.serving.test_local_versions import NAME, SECONDS, is_up, start, wait_until
+
+PATIENCE = 1.5  # seconds, as the server is told
+FILES = 256  # that a shell lets the server open
+IDLE = 300
+HEAD = f"POST /v1/models/{NAME}:predict HTTP/1.1\r\nHost: here\r\n"
+
+
+@dataclass
+class Server:
+    port: int
+    process: psutil.Process
+
+    def connect(self, **options: int) -> socket.socket:
+        client = socket.socket()
+        for option, value in options.items():
+            client.setsockopt(socket.SOL_SOCKET, getattr(socket, option), value)
+        client.settimeout(SECONDS)
+        client.connect(("127.0.0.1", self.port))
+        return client
+
+    def assert_serves_others(self) -> None:
+        url = f"http://127.0.0.1:{self.port}/v1/models/{NAME}:predict"
+        answer = requests.post(url, json={"instances": [1]}, timeout=SECONDS)
+        assert answer.json() == {"predictions": [2.5]}
+
+    def connections(self) -> int:
+        return sum(one.status == psutil.CONN_ESTABLISHED for one in self.process.net_connections("tcp"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base_path = tmp_path_factory.mktemp("clients") / NAME
+    save_half(base_path / "1", warmup=[1.0])  # else the first request may take longer than that
+    port = free_port()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, limit[1]))
+    try:
+        process = start(base_path, port, f"--rest_api_timeout_in_ms={1000 * PATIENCE:.0f}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    try:
+        wait_until(lambda: is_up(f"http://127.0.0.1:{port}"))
+        yield Server(port, psutil.Process(process.pid))
+    finally:
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := client.recv(2**16):
+            received += data
+    return received
+
+
+def test_many_connections_that_send_nothing_or_half_of_the_headers_hold_nobody_up(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(server.connect()) for _ in range(IDLE)]
+        for client in idle[::2]:
+            client.sendall(HEAD.encode())
+        server.assert_serves_others()
+        for client in idle:
+            assert read_to_end(client) == b""
+    wait_until(lambda: server.connections() == 0)
+
+
+def test_headers_that_trickle_in_have_an_end(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(HEAD.encode())
+        client.setblocking(False)
+
+        def is_closed() -> bool:
+            try:
+                client.send(b"X: y\r\n")
+                return client.recv(1) == b""
+            except BlockingIOError:
+                return False
+            except (ConnectionResetError, BrokenPipeError):
+                return True
+
+        wait_until(is_closed)
+    server.assert_serves_others()
+
+
+def test_a_body_that_trickles_in_has_an_end_too(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(f"{HEAD}Content-Length: 1000000\r\n\r\n".encode())
+        client.setblocking(False)
+        received = b""
+
+        def is_answered() -> bool:
+            nonlocal received
+            client.send(b" ")
+            with contextlib.suppress(BlockingIOError):
+                received = client.recv(1000)
+            return bool(received)
+
+        wait_until(is_answered)
+    assert received.startswith(b"HTTP/1.1 408 ")
+
+
+def read_until(client: socket.socket, ending: bytes, pause: float = 0.0) -> bytes:
+    """What comes up to an ending; pauses after each of the first reads."""
+    received, begun = b"", time.monotonic()
+    while not received.endswith(ending):
+        data = client.recv(2**16)
+        assert data, "the server gave up"
+        received += data
+        if time.monotonic() - begun < 3 * PATIENCE:
+            time.sleep(pause)
+    return received
+
+
+def ask_for_megabytes(server: Server) -> socket.socket:
+    """Sends a request whose answer is larger than all buffers, by a client that has a small one."""
+    client = server.connect(SO_RCVBUF=4096)
+    body = json.dumps({"signature_name": "same_int64", "instances": [2**62] * 500_000}).encode()
+    client.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return client
+
+
+def test_a_client_that_does_not_take_its_answer_holds_nobody_up(server: Server) -> None:
+    with ask_for_megabytes(server) as client:
+        server.assert_serves_others()
+        wait_until(lambda: server.connections() == 0)
+        assert 0 < len(read_to_end(client)) < 500_000 * len(str(2**62))
+
+
+def test_a_client_that_takes_its_answer_slowly_gets_it_whole(server: Server) -> None:
+    with ask_for_megabytes(server) as client:
+        received = read_until(client, b"]\n}", pause=0.01)
+    head, body = received.split(b"\r\n\r\n", 1)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body) == {"predictions": [2**62] * 500_000}
+
+
+def test_one_connection_takes_request_after_request(server: Server) -> None:
+    body = b'{"instances": [1]}'
+    request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with server.connect() as client:
+        for _ in range(3):
+            client.sendall(request[:20])
+            time.sleep(0.1)
+            client.sendall(request[20:])
+            assert read_until(client, b"]\n}").startswith(b"HTTP/1.1 200 ")
+        client.sendall(request * 2)  # the second before the first is answered
+        received = read_until(client, b"]\n}")
+        if received.count(b"HTTP/1.1 200 ") < 2:
+            received += read_until(client, b"]\n}")
+    assert received.count(b"HTTP/1.1 200 ") == 2
