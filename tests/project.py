@@ -20,6 +20,7 @@ from stages.data_split import data_split
 from stages.evaluate import main as evaluate_main
 from stages.export import latest_version
 from stages.export import main as export_main
+from stages.own import read_own
 from stages.params import load_params
 from stages.validate import main as validate_main
 from tests.clone import SMALL, Clone
@@ -37,6 +38,7 @@ class Project(Clone):
         project = cls.of_project(folder, SMALL | {"data_load": {"source": "synthetic", "synthetic": TILES}})
         with project.entered():
             params = load_params()
+            read_own(Path("data"))
             data_split(
                 params.data_split,
                 Path("data/tiles"),
@@ -80,6 +82,8 @@ class Project(Clone):
                 rows = [f"{step}\t{value + shift}" for step, value in enumerate(values)]
                 path.write_text("\n".join([f"step\t{name}", *rows]) + "\n")
         (folder / "results/train/metrics.json").write_text('{"step": 3}\n')
+        (folder / "results/train/params.yaml").write_text("epochs: 3\n")
+        (folder / "results/train/plots/images").mkdir()
         (folder / "results/pretrain.json").write_text('{"steps": 0}\n')
         with self.entered():
             evaluate_main()
