@@ -17,20 +17,27 @@ class StageError(Exception):
     """
 
 
-def run_stage(stage: Callable[[], None]) -> None:
-    """Runs a stage as a program that takes no arguments: `run_command`, and 2 for arguments.
+def run_stage(stage: Callable[..., None], **options: str) -> None:
+    """Runs a stage as a program: `run_command`, and 2 for arguments that are none of its options.
 
     `--help` prints the text of the stage's module, and runs nothing.
+
+    Args:
+        stage: to run, with the options by keyword; those that were not given are None.
+        options: help of each option that the command line has, by name.
     """
     module = sys.modules[stage.__module__]
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {module.__spec__.name}" if module.__spec__ else None,
         description=module.__doc__,
         epilog="Parameters are in params.yaml; change one with `dvc exp run -S section.name=value`. "
         "`dvc repro` runs this stage where something it depends on has changed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    run_command(stage)
+    )
+    for name, text in options.items():
+        parser.add_argument(f"--{name}", help=text)
+    given = vars(parser.parse_args())
+    run_command(lambda: stage(**given))
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -155,7 +155,7 @@ class TrainParams(Section):
         dice_weight: share of the Dice loss, the rest is focal cross-entropy.
         focal_gamma: exponent of the focal cross-entropy, 0 for the plain one.
         good_ratio: good images per defect image and epoch.
-        mixed_precision: float16 arithmetic where the device has it.
+        mixed_precision: bfloat16 arithmetic, where the device is fast at it.
         seed: of initial weights, order of images and augmentation.
         resume: whether `pretrain` and `train` go on where a killed run of them had finished an
             epoch. It decides no result, and is left out where parameters are written down.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from serving.client import TileClient
+from serving.errors import ServingError
 from serving.fingerprint import fingerprint
 from serving.postprocessing import mask_at
 from serving.up import running_server
@@ -66,27 +68,32 @@ def validate(
     }
 
 
-def main() -> None:
-    """Runs the stage on params.yaml."""
+def main(url: str | None = None) -> None:
+    """Runs the stage on params.yaml; with a URL, checks that server and writes nothing."""
     params = load_params()
     name = params.export.name
     base_path = Path("models") / name
-    with running_server(base_path, name, backend="embedded") as url:
-        client = TileClient(url, name)
-        result = validate(
-            params.validate_,
-            client,
-            Path("data/tiles"),
-            read_tiles(Path("data/split/test.csv")),
-            Path("results/evaluate/predictions"),
-        )
-        version = client.model_info().version
-    results = Path("results")
-    (results / "validate.json").write_text(json.dumps(result, indent=2) + "\n")
-    model = {"version": version, "sha256": fingerprint(base_path / str(version))}
-    (results / "validated.json").write_text(json.dumps(model | result, indent=2) + "\n")
+    here = running_server(base_path, name, backend="embedded")
+    try:
+        with nullcontext(url) if url else here as address:
+            client = TileClient(address, name)
+            result = validate(
+                params.validate_,
+                client,
+                Path("data/tiles"),
+                read_tiles(Path("data/split/test.csv")),
+                Path("results/evaluate/predictions"),
+            )
+            version = client.model_info().version
+    except ServingError as error:
+        raise StageError(f"the server can't be checked: {error}") from error
+    if not url:
+        results = Path("results")
+        (results / "validate.json").write_text(json.dumps(result, indent=2) + "\n")
+        model = {"version": version, "sha256": fingerprint(base_path / str(version))}
+        (results / "validated.json").write_text(json.dumps(model | result, indent=2) + "\n")
     log.info("served and evaluated predictions agree: %s", result)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, url="check the server that runs there, say in a container, and write nothing")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ruamel.yaml import YAML
 
@@ -57,7 +57,7 @@ class Clone:
         self.folder = folder
 
     @classmethod
-    def of_project(cls, folder: Path, settings: Mapping[str, Mapping[str, Any]] = SMALL) -> Clone:
+    def of_project(cls, folder: Path, settings: Mapping[str, Mapping[str, Any]] = SMALL) -> Self:
         """The tracked files, with parameters of its own, and without images that users have added."""
         clone = cls(folder)
         tracked = subprocess.run(
@@ -83,7 +83,7 @@ class Clone:
         self.run("git", "clone", "-q", ".", str(folder))
         return Clone(folder)
 
-    def copy(self, folder: Path) -> Clone:
+    def copy(self, folder: Path) -> Self:
         """The same in another folder, with all that has been computed."""
         shutil.copytree(self.folder, folder)
         other = copy.copy(self)
