@@ -13,20 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.data_load import data_load
-from stages.data_split import data_split
+from stages.check_packages import main as check_packages_main
+from stages.data_load import main as data_load_main
+from stages.data_own import main as data_own_main
+from stages.data_split import main as data_split_main
 from stages.evaluate import main as evaluate_main
 from stages.export import latest_version
 from stages.export import main as export_main
-from stages.own import read_own
-from stages.params import load_params
 from stages.validate import main as validate_main
 from tests.clone import SMALL, Clone
 
 SIDE = 64
-TILES = {"tiles_per_class": 4, "good_tiles": 6, "exposures": 2, "height": 64, "width": 64, "seed": 1}
+TILES = {"tiles_per_class": 4, "good_tiles": 6, "exposures": 2, "height": SIDE, "width": SIDE, "seed": 1}
+SETTINGS = {**SMALL, "data_load": {"source": "synthetic", "synthetic": TILES}, "evaluate": {"overlays": 12}}
 
 
 class Project(Clone):
@@ -34,18 +36,11 @@ class Project(Clone):
 
     @classmethod
     def with_data(cls, folder: Path) -> Project:
-        """A project whose tiles have been drawn and split."""
-        project = cls.of_project(folder, SMALL | {"data_load": {"source": "synthetic", "synthetic": TILES}})
+        """Makes one."""
+        project = cls.of_project(folder, SETTINGS)
         with project.entered():
-            params = load_params()
-            read_own(Path("data"))
-            data_split(
-                params.data_split,
-                Path("data/tiles"),
-                data_load(params.data_load, Path("data/tiles")),
-                Path("data/split"),
-            )
-        project.run("python", "-m", "stages.check_packages")
+            for stage in (data_own_main, data_load_main, data_split_main, check_packages_main):
+                stage()
         return project
 
     def set_params(self, changes: dict[str, dict[str, Any]]) -> None:
@@ -84,6 +79,7 @@ class Project(Clone):
         (folder / "results/train/metrics.json").write_text('{"step": 3}\n')
         (folder / "results/train/params.yaml").write_text("epochs: 3\n")
         (folder / "results/train/plots/images").mkdir()
+        Image.new("L", (8, 8)).save(folder / "results/train/plots/images/samples.png")
         (folder / "results/pretrain.json").write_text('{"steps": 0}\n')
         with self.entered():
             evaluate_main()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from serving.client import TileClient
 from serving.errors import ConfigError
 from serving.fingerprint import BLESSING, fingerprint
 from serving.labels import read_labels, set_labels
@@ -61,7 +61,7 @@ class Place:
 
     def promote(self, *arguments: str, lenient: bool = False) -> int:
         criteria = [f"--criteria={self.lenient}"] if lenient else []
-        return main([*arguments, *self.flags, *criteria])
+        return main([*self.flags, *criteria, *arguments])
 
     def command(self, *arguments: str, before: str = "") -> list[str]:
         """The same for a process of its own, which may be made to end before its time."""
@@ -98,46 +98,56 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_promoted_refused_rolled_back_while_a_server_answers(
-    place: Place, numbers: dict[str, int], project: Project, capsys: pytest.CaptureFixture[str]
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = next((project.folder / "data/tiles/images").rglob("*.jpg"))
-    answered: list[int | None] = []
-    failures: list[Exception] = []
+    place.config.write_text(place.config.read_text().replace("/models/magnetic-tiles", str(place.base_path)))
+    flags = [
+        f"--model_config_file={place.config}",
+        "--model_config_file_poll_wait_seconds=0.1",
+        "--file_system_poll_wait_seconds=0.1",
+        "--allow_version_labels_for_unavailable_models=true",
+    ]
+    answered: dict[str, list[int]] = {"": [], "/labels/stable": []}
+    failures: list[str] = []
     done = threading.Event()
 
-    def ask(client: TileClient) -> None:
+    def ask(url: str) -> None:
+        """Asks with and without a label who answers, all the time."""
         while not done.is_set():
-            try:
-                answered.append(client.predict(image).version)
-            except Exception as error:
-                failures.append(error)
+            for path, versions in answered.items():
+                answer = requests.post(
+                    f"{url}/v1/models/{MODEL_NAME}{path}:predict",
+                    json={"signature_name": "model_info", "instances": [""]},
+                    timeout=30,
+                )
+                if answer.status_code == 200:
+                    versions.append(json.loads(answer.json()["predictions"][0])["version"])
+                else:
+                    failures.append(answer.text)
+
+    def serve(tag: str) -> Callable[[], bool]:
+        return lambda: all(versions[-1:] == [numbers[tag]] for versions in answered.values())
 
     assert place.promote("good") == 0
-    with (
-        running_server(place.base_path, MODEL_NAME, flags=["--file_system_poll_wait_seconds=0.1"]) as url,
-        TileClient(url, MODEL_NAME) as client,
-    ):
-        asking = threading.Thread(target=ask, args=(client,))
+    with running_server(place.base_path, MODEL_NAME, flags=flags) as url:
+        wait_until(lambda: requests.get(f"{url}/v1/models/{MODEL_NAME}/labels/stable", timeout=30).ok)
+        asking = threading.Thread(target=ask, args=(url,))
         asking.start()
         try:
-
-            def serves(tag: str) -> bool:
-                return client.model_info().version == numbers[tag]
-
-            wait_until(lambda: serves("good"))
+            wait_until(serve("good"))
             assert place.promote("worse") == 3
             assert place.versions == [numbers["good"]]
             assert place.promote("worse", lenient=True) == 0
-            wait_until(lambda: serves("worse"))
-            assert place.labels == {"stable": numbers["worse"]}
-            assert place.promote("--rollback") == 0
-            wait_until(lambda: serves("good"))
-            assert place.labels == {"stable": numbers["good"]}
+            wait_until(serve("worse"))
+            assert place.promote("--rollback", "--grace=5") == 0
+            wait_until(serve("good"))
         finally:
             done.set()
             asking.join()
     assert failures == []
-    assert answered
+    for versions in answered.values():
+        changes = [new for old, new in zip([0, *versions], versions, strict=False) if new != old]
+        assert changes == [numbers["good"], numbers["worse"], numbers["good"]]
     out = capsys.readouterr().out
     assert (
         f"version {numbers['worse']} is out of {place.base_path}; stable is version {numbers['good']}" in out
@@ -386,6 +396,9 @@ def test_a_stage_of_gto_is_promoted_and_dvc_gets_the_model_by_name(
     origin.run("gto", "register", MODEL_NAME, "good")
     origin.run("gto", "assign", MODEL_NAME, "good", "--stage", "prod")
     origin.run("gto", "register", MODEL_NAME, "worse")
+    shown = origin.run("gto", "show")
+    assert "v0.0.2" in shown
+    assert "prod" in shown
     origin.run("dvc", "push", "--all-tags", "--quiet")
     # A machine that has the repository and the remote, and nothing of DVC's cache.
     (tmp_path / "machine").mkdir()
