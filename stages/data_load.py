@@ -96,7 +96,7 @@ def _load(files: Source, threshold: int, out: Path, skipped: Collection[str]) ->
     """Writes the images of a source and their masks below `out`; answers their rows, and all problems."""
     pairs, problems = find_pairs(files.names())
     tiles = []
-    for pair in tqdm(pairs, desc="checking tiles", unit="tile", disable=not pairs):
+    for pair in tqdm(pairs, desc="checking tiles", unit="tile") if pairs else []:
         try:
             tile, image, mask = read_pair(files, pair, threshold)
         except StageError as error:

@@ -47,7 +47,7 @@ def differences(files: Source, found: Mapping[str, str], expected: Mapping[str, 
     problems = [f"{path}: missing, the manifest has it" for path in expected.keys() - found.keys()]
     problems += [f"{path}: not in the manifest" for path in found.keys() - expected.keys()]
     shared = sorted(expected.keys() & found.keys())
-    for path in tqdm(shared, desc="verifying manifest", unit="file", disable=not shared):
+    for path in tqdm(shared, desc="verifying manifest", unit="file") if shared else []:
         try:
             if hashlib.sha256(files.read(found[path])).hexdigest() != expected[path]:
                 problems.append(f"{path}: content differs from the manifest")

@@ -38,7 +38,6 @@ class Project(Clone):
     def with_data(cls, folder: Path) -> Project:
         """Makes one."""
         project = cls.of_project(folder, SETTINGS)
-        assert isinstance(project, cls)
         with project.entered():
             for stage in (data_own_main, data_load_main, data_split_main, check_packages_main):
                 stage()

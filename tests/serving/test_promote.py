@@ -396,6 +396,9 @@ def test_a_stage_of_gto_is_promoted_and_dvc_gets_the_model_by_name(
     origin.run("gto", "register", MODEL_NAME, "good")
     origin.run("gto", "assign", MODEL_NAME, "good", "--stage", "prod")
     origin.run("gto", "register", MODEL_NAME, "worse")
+    shown = origin.run("gto", "show")
+    assert "v0.0.2" in shown
+    assert "prod" in shown
     origin.run("dvc", "push", "--all-tags", "--quiet")
     # A machine that has the repository and the remote, and nothing of DVC's cache.
     (tmp_path / "machine").mkdir()
