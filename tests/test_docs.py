@@ -113,7 +113,7 @@ def problems(block: Block) -> list[str]:
     parts = (part for command in block.commands for part in re.split(r" (?:\||&&) ", command))
     for words in map(signature, parts):
         # One after the other, with whatever quotes and commas a list of arguments puts between.
-        pattern = r"""["',\s]+""".join(map(re.escape, words))
+        pattern = r"""["',\s(]+""".join(map(re.escape, words))
         if words[0] not in excused and not any(
             re.search(rf"(?<![\w.]){pattern}(?!\w)", text) for text in sources
         ):
