@@ -78,7 +78,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             return
         if not resume:
             log.warning(
-                "%s has an unfinished run of %d epochs, which goes when the first epoch of this one ends; "
+                "%s has an unfinished run, after epoch %d; it goes when the first epoch of this one ends. "
                 "train.resume=true goes on with it",
                 self.folder,
                 epochs[-1],

@@ -95,7 +95,7 @@ def grid(project: Clone, dvc: Any) -> dict[str, dict[str, Any]]:
     dvc("exp", "run", "--queue", "-n", "own", "-S", "data_load.source=own tiles", "data_load")
     assert dvc("queue", "status").count("Queued") == 3
     dvc("queue", "start", "-j", "2")
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 900
     while re.search("Queued|Running", status := dvc("queue", "status")):
         assert time.monotonic() < deadline, status
         time.sleep(1)
@@ -196,12 +196,14 @@ def test_plots_of_two_experiments_are_one_page_with_the_samples_of_both(
     output = dvc("plots", "diff", "rate-1", "rate-2", "--out", "page")
     folder = project.folder / "page"
     page = (folder / "index.html").read_text()
-    for name in ("Loss", "Dice", "Precision and recall", "Threshold sweep", "Dice by class"):
-        assert f'"{name}"' in page or f">{name}<" in page, name
+    plots = YAML(typ="safe").load(project.folder / "dvc.yaml")["plots"]
+    titles = [title for plot in plots if isinstance(plot, dict) for title in plot]
+    assert {"Loss", "Dice", "Precision and recall", "Threshold sweep", "Dice by class"} <= set(titles)
+    assert [title for title in titles if f'"text": "{title}"' not in page] == []
     for revision in ("rate-1", "rate-2"):
         assert page.count(f'"rev": "{revision}"') >= 4
-        assert len(list(folder.glob(f"static/{revision}_*samples.png"))) == 1
-    assert page.count("<img") == 2
+        (samples,) = folder.glob(f"static/{revision}_*samples.png")
+        assert f'<img src="static/{samples.name}">' in page
     shutil.rmtree(folder)
     assert not re.search("WARNING|ERROR", output)
 

@@ -158,7 +158,7 @@ def test_without_resume_it_starts_anew_and_says_what_goes(
 ) -> None:
     kill(trials[0], PARAMS, 4)
     trials[1].run(PARAMS)
-    assert "has an unfinished run of 3 epochs" in caplog.text
+    assert "has an unfinished run, after epoch 3;" in caplog.text
     assert "train.resume=true goes on with it" in caplog.text
     same(trials[1], uninterrupted)
 
