@@ -194,7 +194,11 @@ def test_ctrl_c_and_sigterm_end_with_130(tiles: Path, number: signal.Signals) ->
     asked: list[str] = []
     with scripted_server(slow) as url:
         process = subprocess.Popen(
-            [*COMMAND, "predict", str(tiles), "--url", url], stderr=subprocess.PIPE, text=True
+            [*COMMAND, "predict", str(tiles), "--url", url],
+            stderr=subprocess.PIPE,
+            text=True,
+            # Where the tests run in the background, a shell has set ^C to be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while not asked:
             time.sleep(0.02)
