@@ -89,7 +89,7 @@ def test_a_stage_runs_the_module_of_its_name(stage: str) -> None:
 CHECKS_ALONE = "data_own"
 
 
-@pytest.mark.parametrize("stage", set(STAGES) - {CHECKS_ALONE})
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {CHECKS_ALONE}))
 def test_a_stage_depends_on_all_project_code_that_it_imports(stage: str) -> None:
     needed = reached(f"stages/{stage}.py") - WITHOUT_EFFECT
     forgotten = {path for path in needed if not covered(path, paths(STAGES[stage]["deps"]))}
@@ -113,7 +113,7 @@ def test_dependencies_are_in_the_repository_or_made_by_a_stage(stage: str) -> No
     assert not missing
 
 
-@pytest.mark.parametrize("stage", set(STAGES) - {"check_packages", CHECKS_ALONE})
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"check_packages", CHECKS_ALONE}))
 def test_every_stage_depends_on_the_packages(stage: str) -> None:
     assert "environment.txt" in STAGES[stage]["deps"]
 
