@@ -58,14 +58,21 @@ class Augmentation:
         return changed, np.asarray(batch["segmentation_masks"], np.float32)
 
     def _light(self, images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Brightness, contrast, noise. Those of keras-cv can't be seeded."""
-        strengths = np.array([self.params.brightness, self.params.contrast]).reshape(2, 1, 1, 1, 1)
-        chance = rng.uniform(-strengths, strengths, (2, len(images), 1, 1, 1))
-        brightness, contrast = chance.astype(np.float32)
-        lit: NDArray[np.float32] = np.clip(images + 255 * brightness, 0, 255)
-        lit = np.clip(lit + contrast * (lit - lit.mean(axis=(1, 2), keepdims=True)), 0, 255)
-        lit += np.float32(self.params.noise) * rng.standard_normal(lit.shape, np.float32)
-        return np.clip(lit, 0, 255, out=lit)
+        """Brightness, contrast, noise, of the tile alone. Those of keras-cv can't be seeded."""
+        inside = images.any(axis=1, keepdims=True) & images.any(axis=2, keepdims=True)
+        pixels = np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
+        params, shape = self.params, (len(images), 1, 1, 1)
+
+        def change(strength: float) -> NDArray[np.float32]:
+            return rng.uniform(-strength, strength, shape).astype(np.float32)
+
+        lit = 255 * (images / 255) ** np.exp(change(params.gamma))
+        lit = np.clip(lit + 255 * change(params.brightness), 0, 255)
+        mean = (lit * inside).sum(axis=(1, 2), keepdims=True) / pixels
+        lit += change(params.contrast) * (lit - mean)
+        lit += np.float32(params.noise) * rng.standard_normal(lit.shape, np.float32)
+        # What was not black does not get so: rows and columns of black are no tile to the network.
+        return np.where(inside, np.clip(lit, np.minimum(images, 1), 255), np.float32(0))
 
 
 def _apply(layer: Any, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

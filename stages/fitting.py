@@ -14,16 +14,23 @@ __all__ = ["compile_model", "follow_epochs"]
 
 
 def compile_model(
-    model: keras.Model, params: TrainParams, learning_rate: float, steps: int, warmup: int
+    model: keras.Model,
+    params: TrainParams,
+    learning_rate: float,
+    steps: int,
+    warmup: int,
+    averaged: int | None = None,
 ) -> None:
     """Makes a network ready to fit.
 
     Args:
         model: to compile, with the layers that are to learn set trainable.
-        params: loss and weight decay.
+        params: loss, weight decay and averaging.
         learning_rate: peak; it rises linearly from 0, then falls to 0 along a cosine.
         steps: of the whole training.
         warmup: steps until the peak; fewer than `steps`.
+        averaged: number of steps after which the weights give way to their running mean, again and
+            again: an epoch's, so that it is the mean that is judged, kept and gone on with.
     """
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else learning_rate,
@@ -32,7 +39,13 @@ def compile_model(
         warmup_steps=warmup,
     )
     model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=params.weight_decay),
+        optimizer=keras.optimizers.AdamW(
+            schedule,
+            weight_decay=params.weight_decay,
+            use_ema=bool(averaged and params.ema_momentum),
+            ema_momentum=params.ema_momentum,
+            ema_overwrite_frequency=averaged,
+        ),
         loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
         metrics=[PooledDice()],
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from stages.backbones import build_backbone, load_weights
 from stages.params import TrainParams
 
-__all__ = ["build_unet"]
+__all__ = ["build_unet", "standardize"]
 
 DEFECT_SHARE = 0.05
 """Probability that an untrained network answers, so that it starts near the rare class's share."""
@@ -44,15 +44,13 @@ def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
     backbone_weights = "none" if weights else params.backbone_weights
     backbone = build_backbone(params.backbone, backbone_weights, params.image_size)
     images = keras.Input((*params.image_size, 1), name="images")
-    # Each image by its own mean and deviation: one tile is photographed under many exposures.
-    standard = layers.LayerNormalization(
-        axis=(1, 2, 3), epsilon=FLAT, center=False, scale=False, dtype="float32", name="standardization"
-    )(images)
+    x = standardize(images)
     if params.backbone_weights == "imagenet":
-        standard = layers.Rescaling(IMAGENET_DEVIATION, name="imagenet_range")(standard)
-    colours = layers.Concatenate(name="colours")([standard] * 3)
-    stride2, stride4, stride8, stride16, stride32 = backbone(colours)
-    fine = _conv(colours, params.decoder_filters[-1], "input_skip")
+        x = layers.Rescaling(IMAGENET_DEVIATION, name="imagenet_range")(x)
+    if backbone.input_shape[-1] == 3:
+        x = layers.Concatenate(name="colours")([x] * 3)
+    stride2, stride4, stride8, stride16, stride32 = backbone(x)
+    fine = _conv(x, params.decoder_filters[-1], "input_skip")
     x = stride32
     skips = (stride16, stride8, stride4, stride2, fine)
     for index, (skip, filters) in enumerate(zip(skips, params.decoder_filters, strict=True)):
@@ -67,6 +65,26 @@ def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
     if weights:
         load_weights(model, weights)
     return model
+
+
+def standardize(images: Any) -> Any:
+    """Each image by the mean and deviation of its tile: one tile is photographed under many exposures.
+
+    Args:
+        images: (N, H, W, 1) float32, 0-255, black where there is no tile.
+
+    Returns:
+        (N, H, W, 1) float32, mean 0 and deviation 1 over a tile; 0, which is the mean, in the black
+        rows and columns around it.
+    """
+    inside = ops.cast(
+        (ops.max(images, axis=1, keepdims=True) > 0) & (ops.max(images, axis=2, keepdims=True) > 0), "float32"
+    )
+    pixels = ops.maximum(ops.sum(inside, axis=(1, 2, 3), keepdims=True), 1.0)
+    mean = ops.sum(images, axis=(1, 2, 3), keepdims=True) / pixels
+    centred = (images - mean) * inside
+    variance = ops.sum(ops.square(centred), axis=(1, 2, 3), keepdims=True) / pixels
+    return centred * ops.rsqrt(variance + FLAT)
 
 
 def _conv(x: Any, filters: int, name: str) -> Any:

@@ -109,6 +109,7 @@ class AugmentParams(Section):
         rotation: largest angle, as a share of a full turn.
         shift: largest shift, as a share of the side.
         zoom: largest change of size, as a share.
+        gamma: largest logarithm of the exponent of the grey levels, as of another exposure.
         brightness: largest change, as a share of the range.
         contrast: largest change of contrast, as a share.
         noise: standard deviation, in grey levels.
@@ -118,6 +119,7 @@ class AugmentParams(Section):
     rotation: float = Field(ge=0.0, le=0.5)
     shift: float = Field(ge=0.0, lt=1.0)
     zoom: float = Field(ge=0.0, lt=1.0)
+    gamma: Fraction
     brightness: Fraction
     contrast: Fraction
     noise: float = Field(ge=0.0, le=128.0)
@@ -127,11 +129,16 @@ class PretrainParams(Section):
     """Training on good tiles with drawn defects; only where `train.backbone_weights` is `none`.
 
     Attributes:
+        weights: `none`, or a `.weights.h5` file of the whole network to start from; this project's
+            is `pretrained/slim18.weights.h5`.
+        drawings: `plain` for random weights, or `both`: three in four are lifelike, and harder.
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.
         batch_size: images per step.
         learning_rate: peak; it rises over the first tenth of the steps, then falls along a cosine.
     """
 
+    weights: str = Field(min_length=1)
+    drawings: Literal["plain", "both"]
     steps: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0.0)
@@ -152,9 +159,13 @@ class TrainParams(Section):
         learning_rate: peak, after warm-up; it falls to 0 along a cosine.
         warmup_epochs: epochs over which the learning rate rises from 0.
         weight_decay: of AdamW.
+        ema_momentum: share of the old in the running mean of the weights, of which each epoch ends
+            with; 0 for off. Validation Dice jumps about without it.
         dice_weight: share of the Dice loss, the rest is focal cross-entropy.
         focal_gamma: exponent of the focal cross-entropy, 0 for the plain one.
         good_ratio: good images per defect image and epoch.
+        drawn: share of those on which a defect is drawn, as in pretraining.
+        pasted: share of all images that get a defect of another tile.
         mixed_precision: bfloat16 arithmetic, where the device is fast at it.
         seed: of initial weights, order of images and augmentation.
         resume: whether `pretrain` and `train` go on where a killed run of them had finished an
@@ -163,7 +174,7 @@ class TrainParams(Section):
     """
 
     image_size: tuple[Side, Side]
-    backbone: Literal["resnet18", "resnet34", "resnet50"]
+    backbone: Literal["slim18", "resnet18", "resnet34", "resnet50"]
     backbone_weights: str = Field(min_length=1)
     decoder_filters: tuple[Count, Count, Count, Count, Count]
     frozen_epochs: int = Field(ge=0)
@@ -173,9 +184,12 @@ class TrainParams(Section):
     learning_rate: float = Field(gt=0.0)
     warmup_epochs: int = Field(ge=0)
     weight_decay: float = Field(ge=0.0)
+    ema_momentum: float = Field(ge=0.0, lt=1.0)
     dice_weight: Fraction
     focal_gamma: float = Field(ge=0.0)
     good_ratio: float = Field(ge=0.0)
+    drawn: Fraction
+    pasted: Fraction
     mixed_precision: bool
     seed: Seed
     resume: bool = Field(exclude=True)

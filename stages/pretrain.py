@@ -23,16 +23,16 @@ from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.errors import StageError, run_stage
 from stages.fitting import compile_model, follow_epochs
+from stages.lifelike import PLAIN_SHARE, draw_any_defect
 from stages.model import build_unet
 from stages.params import PretrainParams, TrainParams, load_params
-from stages.synthetic import draw_defect
-from stages.tiles import CLASSES, GOOD_CLASS, Tile, read_tiles
+from stages.paths import named_file
+from stages.tiles import read_tiles
 
 __all__ = ["DrawnDefects", "pretrain"]
 
 log = logging.getLogger(__name__)
 
-DEFECT_CLASSES = [name for name in CLASSES if name != GOOD_CLASS]
 UNTOUCHED_SHARE = 0.2
 """Share of the examples on which nothing is drawn."""
 
@@ -60,7 +60,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
     Args:
         images: good tiles, (H, W) uint8 each.
         size: height and width of the network's input, in pixels.
-        params: steps and batch size.
+        params: steps, batch size and drawings.
         augment: changes images and masks of a batch.
         seed: of all chance.
 
@@ -97,15 +97,14 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         image = self.images[int(rng.integers(len(self.images)))]
         mask = np.zeros_like(image)
         if rng.random() >= UNTOUCHED_SHARE:
-            image, mask = draw_defect(image, str(rng.choice(DEFECT_CLASSES)), rng)
+            image, mask = draw_any_defect(image, rng, PLAIN_SHARE if self.params.drawings == "both" else 1.0)
         return letterbox(image, self.size)[0], letterbox(mask, self.size)[0]
 
 
 def pretrain(
     params: PretrainParams,
     network: TrainParams,
-    data: Path,
-    tiles: Sequence[Tile],
+    images: Sequence[NDArray[np.uint8]],
     weights: Path,
     checkpoint: Checkpoint,
 ) -> dict[str, float]:
@@ -114,10 +113,9 @@ def pretrain(
     With 0 steps, or where `network.backbone_weights` is not `none`, it writes the initial ones.
 
     Args:
-        params: length, batch size and learning rate.
+        params: weights to start from, length, batch size, learning rate and drawings.
         network: architecture, loss, augmentation and seed, as for `train`.
-        data: folder to which the paths of the tiles are relative.
-        tiles: rows of the train side; the good ones are drawn on.
+        images: good tiles to draw on, (H, W) uint8 each.
         weights: `.weights.h5` file to write.
         checkpoint: where to go on, and keeper of every tenth of the steps; in the end it goes.
 
@@ -129,13 +127,12 @@ def pretrain(
     """
     keras.utils.set_random_seed(network.seed)
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
-    model = build_unet(network, checkpoint.weights)
+    start = None if params.weights == "none" else named_file(params.weights)
+    model = build_unet(network, checkpoint.weights or start)
     metrics: dict[str, float] = {}
-    if params.steps and network.backbone_weights == "none":
-        good = [tile for tile in tiles if not tile.defect_pixels]
-        if not good:
+    if drawn_on(params, network):
+        if not images:
             raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
-        images = [read_image(data / tile.image) for tile in tqdm(good, desc="reading tiles", unit="tile")]
         augment = Augmentation(network.augment)
         batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
@@ -159,20 +156,27 @@ def pretrain(
     return metrics
 
 
+def drawn_on(params: PretrainParams, network: TrainParams) -> bool:
+    """Whether there is anything to learn from drawn defects."""
+    return params.steps > 0 and network.backbone_weights == "none"
+
+
 def main() -> None:
     """Runs the stage on params.yaml."""
-    params = load_params()
+    params, images = load_params(), []
     tiles, weights = Path("data/split/train.csv"), Path("models/pretrained.weights.h5")
     run = fingerprint(
-        [Path("environment.txt"), tiles],
+        [Path("environment.txt"), tiles, Path(params.pretrain.weights)],
         pretrain=params.pretrain.model_dump(mode="json"),
         train=params.train.model_dump(mode="json", include=NETWORK),
     )
     checkpoint = Checkpoint(Path("models/checkpoint/pretrain"), run)
     checkpoint.begin(resume=params.train.resume)
-    metrics = pretrain(
-        params.pretrain, params.train, Path("data/tiles"), read_tiles(tiles), weights, checkpoint
-    )
+    if drawn_on(params.pretrain, params.train):
+        good = [tile for tile in read_tiles(tiles) if not tile.defect_pixels]
+        bar = tqdm(good, desc="reading tiles", unit="tile")
+        images = [read_image(Path("data/tiles") / tile.image) for tile in bar]
+    metrics = pretrain(params.pretrain, params.train, images, weights, checkpoint)
     results = Path("results/pretrain.json")
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -18,6 +18,7 @@ from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Batches, load_examples
 from stages.errors import StageError, run_stage
+from stages.extra_defects import ExtraDefects
 from stages.fitting import compile_model, follow_epochs
 from stages.live import SamplePredictions, SystemUse
 from stages.model import build_unet
@@ -63,10 +64,11 @@ def train(
     examples, val = (load_examples(data, rows, params.image_size) for rows in (tiles, val_tiles))
     if examples.good.all():
         raise StageError("no training image has a defect pixel; check data_load.mask_threshold and the masks")
+    more, augment = ExtraDefects(examples, params.pasted, params.drawn), Augmentation(params.augment)
     batches = Batches(
         examples,
         params.batch_size,
-        augment=Augmentation(params.augment),
+        augment=lambda images, masks, rng: augment(*more(images, masks, rng), rng),
         good_ratio=params.good_ratio,
         seed=params.seed,
     )
@@ -136,6 +138,7 @@ def _fit_phases(
             params.learning_rate,
             steps * epochs,
             warmup=steps * min(params.warmup_epochs, epochs - 1),
+            averaged=steps,
         )
         checkpoint.load_optimizer(model)
         model.fit(

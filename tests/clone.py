@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "pretrain": {"steps": 0},
     "train": {
         "image_size": [32, 32],
-        "backbone": "resnet18",
+        "backbone": "slim18",
         "backbone_weights": "none",
         "decoder_filters": [8, 8, 8, 8, 8],
         "epochs": 1,

@@ -23,7 +23,7 @@ SYNTHETIC = SyntheticParams(tiles_per_class=4, good_tiles=4, exposures=1, height
 SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.25, val_fraction=0.25, lookalike=0.85, seed=1)
 SMALLEST = TrainParams(
     image_size=(32, 32),
-    backbone="resnet18",
+    backbone="slim18",
     backbone_weights="none",
     decoder_filters=(8, 8, 8, 8, 8),
     frozen_epochs=0,
@@ -33,14 +33,17 @@ SMALLEST = TrainParams(
     learning_rate=0.001,
     warmup_epochs=0,
     weight_decay=0.0001,
+    ema_momentum=0.0,
     dice_weight=0.7,
     focal_gamma=1.0,
     good_ratio=0.5,
+    drawn=0.0,
+    pasted=0.0,
     mixed_precision=False,
     seed=1,
     resume=False,
     augment=AugmentParams(
-        flip=True, rotation=0.0, shift=0.05, zoom=0.1, brightness=0.1, contrast=0.2, noise=2.0
+        flip=True, rotation=0.0, shift=0.05, zoom=0.1, gamma=0.2, brightness=0.1, contrast=0.2, noise=2.0
     ),
 )
 

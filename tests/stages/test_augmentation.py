@@ -11,16 +11,20 @@ import pytest
 from stages.augmentation import Augmentation
 from stages.params import AugmentParams, load_params
 
-OFF = AugmentParams(flip=False, rotation=0.0, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, noise=0.0)
+OFF = AugmentParams(
+    flip=False, rotation=0.0, shift=0.0, zoom=0.0, gamma=0.0, brightness=0.0, contrast=0.0, noise=0.0
+)
 STRONG = {
     "flip": True,
     "rotation": 0.15,
     "shift": 0.2,
     "zoom": 0.3,
+    "gamma": 0.5,
     "brightness": 0.4,
     "contrast": 0.5,
     "noise": 10.0,
 }
+LIGHT = ("gamma", "brightness", "contrast", "noise")
 GEOMETRY = ("flip", "rotation", "shift", "zoom")
 COMMITTED = load_params(Path(__file__).parents[2] / "params.yaml").train.augment
 
@@ -58,12 +62,22 @@ def test_image_and_mask_are_moved_alike(masks: np.ndarray, names: tuple[str, ...
     assert both > 0.9
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "noise"])
+@pytest.mark.parametrize("name", LIGHT)
 def test_light_changes_the_image_but_not_the_mask(masks: np.ndarray, name: str) -> None:
     before = 100 + 60 * masks
     images, changed = augment(only(name), before, masks)
     assert np.array_equal(changed, masks)
     assert np.abs(images - before).max() > 5
+
+
+def test_what_is_no_tile_stays_black_and_tells_nothing_of_the_light(masks: np.ndarray) -> None:
+    tiles = 30 + 60 * masks
+    tiles[:, 50:] = tiles[:, :, 40:] = 0
+    images, _ = augment(only(*LIGHT), tiles, masks)
+    assert np.array_equal(images > 0, tiles > 0)
+    alone, _ = augment(only("contrast"), tiles, masks)
+    inside = alone[:, :50, :40].mean(axis=(1, 2)), tiles[:, :50, :40].mean(axis=(1, 2))
+    assert np.allclose(*inside, atol=0.01), "contrast is about the mean of the tile"
 
 
 def test_strengths_of_zero_change_nothing(masks: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from serving.preprocessing import read_image
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.errors import StageError
 from stages.params import PretrainParams, TrainParams
@@ -198,7 +199,8 @@ def test_pretraining_goes_on_likewise(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    params = PretrainParams(steps=20, batch_size=4, learning_rate=0.01)
+    good = [read_image(data.root / tile.image) for tile in data.train if not tile.defect_pixels]
+    params = PretrainParams(weights="none", drawings="plain", steps=20, batch_size=4, learning_rate=0.01)
 
     def build(network: TrainParams, weights: Path | None = None) -> keras.Model:
         model = small_network(network)
@@ -210,7 +212,7 @@ def test_pretraining_goes_on_likewise(
         checkpoint = Checkpoint(folder / "checkpoint", {"steps": 20})
         checkpoint.begin(resume=resume)
         monkeypatch.setattr("stages.pretrain.build_unet", build)
-        return pretrain(params, SMALLEST, data.root, data.train, folder / "some.weights.h5", checkpoint)
+        return pretrain(params, SMALLEST, good, folder / "some.weights.h5", checkpoint)
 
     def killed(_: Checkpoint, epoch: int, logs: object = None) -> None:
         if epoch == 7:

@@ -11,7 +11,7 @@ import pytest
 
 from stages.backbones import MOMENTUM, build_backbone
 from stages.errors import StageError
-from stages.model import DEFECT_SHARE, build_unet
+from stages.model import DEFECT_SHARE, build_unet, standardize
 from stages.params import TrainParams
 
 SIZE = (32, 64)
@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Path]:
     return backbone, path
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("backbone", ["slim18", "resnet18", "resnet34", "resnet50"])
 def test_every_backbone_gives_a_probability_for_each_pixel(smallest: TrainParams, backbone: str) -> None:
     keras.utils.set_random_seed(0)
     model = build_unet(smallest.model_copy(update={"backbone": backbone, "image_size": SIZE}))
@@ -46,8 +46,28 @@ def test_every_backbone_gives_a_probability_for_each_pixel(smallest: TrainParams
     ]
 
 
-def test_normalizations_of_a_backbone_follow_a_short_run() -> None:
-    backbone = build_backbone("resnet18", "none", SIZE)
+def test_neither_exposure_nor_the_black_around_a_tile_tells_the_network_anything() -> None:
+    tile = np.random.default_rng(0).uniform(80, 160, (40, 30, 1)).astype(np.float32)
+    images = np.zeros((3, 64, 64, 1), np.float32)
+    images[0, :40, :30] = tile
+    images[1, :40, :30] = tile / 2 + 60
+    images[2, 24:, 34:] = tile
+    found = np.asarray(standardize(images))
+    assert found[0, :40, :30].mean() == pytest.approx(0, abs=1e-5)
+    assert found[0, :40, :30].std() == pytest.approx(1, abs=0.05)
+    assert not found[0, 40:].any()
+    assert not found[0, :, 30:].any()
+    assert np.allclose(found[0], found[1], atol=0.1)
+    assert np.allclose(found[0, :40, :30], found[2, 24:, 34:], atol=1e-5)
+
+
+def test_a_black_picture_is_no_error() -> None:
+    assert not np.asarray(standardize(np.zeros((1, 32, 32, 1), np.float32))).any()
+
+
+@pytest.mark.parametrize("name", ["slim18", "resnet18"])
+def test_normalizations_of_a_backbone_follow_a_short_run(name: str) -> None:
+    backbone = build_backbone(name, "none", SIZE)
     layers = [one for one in backbone.layers if isinstance(one, keras.layers.BatchNormalization)]
     assert layers
     assert {layer.momentum for layer in layers} == {MOMENTUM}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -17,21 +18,26 @@ from stages.params import AugmentParams, PretrainParams, TrainParams
 from stages.pretrain import DrawnDefects, pretrain
 from tests.stages.conftest import Data
 
-STILL = AugmentParams(flip=False, rotation=0, shift=0, zoom=0, brightness=0, contrast=0, noise=0)
-PARAMS = PretrainParams(steps=20, batch_size=4, learning_rate=0.001)
+STILL = AugmentParams(flip=False, rotation=0, shift=0, zoom=0, gamma=0, brightness=0, contrast=0, noise=0)
+PARAMS = PretrainParams(weights="none", drawings="plain", steps=20, batch_size=4, learning_rate=0.001)
 
 
-def drawn(data: Data, seed: int = 1) -> DrawnDefects:
-    images = [read_image(data.root / tile.image) for tile in data.train if not tile.defect_pixels]
-    return DrawnDefects(images, (32, 32), PARAMS, Augmentation(STILL), seed)
+def good(data: Data) -> list[np.ndarray]:
+    return [read_image(data.root / tile.image) for tile in data.train if not tile.defect_pixels]
+
+
+def drawn(data: Data, seed: int = 1, drawings: str = "plain") -> DrawnDefects:
+    params = PARAMS.model_copy(update={"drawings": drawings})
+    return DrawnDefects(good(data), (32, 32), params, Augmentation(STILL), seed)
 
 
 def fresh(folder: Path) -> Checkpoint:
     return Checkpoint(folder / "state", {})
 
 
-def test_batches_are_whole_tiles_of_which_some_are_left_as_they_are(data: Data) -> None:
-    batches = drawn(data)
+@pytest.mark.parametrize("drawings", ["plain", "both"])
+def test_batches_are_whole_tiles_of_which_some_are_left_as_they_are(data: Data, drawings: str) -> None:
+    batches = drawn(data, drawings=drawings)
     assert len(batches) == 2  # a tenth of the steps
     with_defect = []
     for batches.epoch in range(8):
@@ -56,15 +62,29 @@ def test_rounds_differ_and_repeat_with_the_seed(data: Data) -> None:
 
 def test_its_weights_are_what_train_starts_from(data: Data, tmp_path: Path, smallest: TrainParams) -> None:
     weights = tmp_path / "models" / "pretrained.weights.h5"
-    metrics = pretrain(PARAMS, smallest, data.root, data.train, weights, fresh(tmp_path))
+    metrics = pretrain(PARAMS, smallest, good(data), weights, fresh(tmp_path))
     assert set(metrics) == {"loss", "dice"}
     assert np.isfinite(list(metrics.values())).all()
     assert [path.name for path in weights.parent.iterdir()] == [weights.name]
     taught = build_unet(smallest, weights).get_layer("logits").get_weights()[0]
     raw = tmp_path / "raw.weights.h5"
     untaught = PARAMS.model_copy(update={"steps": 0})
-    assert pretrain(untaught, smallest, data.root, data.train, raw, fresh(tmp_path)) == {}
+    assert pretrain(untaught, smallest, good(data), raw, fresh(tmp_path)) == {}
     assert not np.allclose(taught, build_unet(smallest, raw).get_layer("logits").get_weights()[0])
+
+
+def test_it_goes_on_from_the_weights_of_a_file(data: Data, tmp_path: Path, smallest: TrainParams) -> None:
+    known, weights = tmp_path / "known.weights.h5", tmp_path / "w.weights.h5"
+    keras.utils.set_random_seed(99)
+    network = build_unet(smallest)
+    network.save_weights(known)
+    params = PARAMS.model_copy(update={"steps": 0, "weights": str(known)})
+    assert pretrain(params, smallest, [], weights, fresh(tmp_path)) == {}
+    for before, after in zip(network.get_weights(), build_unet(smallest, weights).get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    lost = params.model_copy(update={"weights": "lost.weights.h5"})
+    with pytest.raises(StageError, match=r"no weights file lost\.weights\.h5.*pretrain\.weights none"):
+        pretrain(lost, smallest, [], weights, fresh(tmp_path))
 
 
 def test_a_backbone_that_has_learnt_elsewhere_is_left_alone(
@@ -75,15 +95,14 @@ def test_a_backbone_that_has_learnt_elsewhere_is_left_alone(
     backbone.save_weights(file)
     learnt = smallest.model_copy(update={"backbone_weights": str(file)})
     weights = tmp_path / "w.weights.h5"
-    assert pretrain(PARAMS, learnt, data.root, data.train, weights, fresh(tmp_path)) == {}
+    assert pretrain(PARAMS, learnt, good(data), weights, fresh(tmp_path)) == {}
     kept = build_unet(smallest, weights).get_layer(smallest.backbone)
     for before, after in zip(backbone.get_weights(), kept.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
-def test_what_cant_be_drawn_on_is_refused(data: Data, tmp_path: Path, smallest: TrainParams) -> None:
+def test_nothing_to_draw_on_is_refused(tmp_path: Path, smallest: TrainParams) -> None:
     weights = tmp_path / "w.weights.h5"
-    defects = [tile for tile in data.train if tile.defect_pixels]
     with pytest.raises(StageError, match=r"there is none; set pretrain\.steps=0"):
-        pretrain(PARAMS, smallest, data.root, defects, weights, fresh(tmp_path))
+        pretrain(PARAMS, smallest, [], weights, fresh(tmp_path))
     assert not weights.exists()

@@ -18,7 +18,7 @@ from tests.stages.conftest import Data
 
 
 def small_network(params: TrainParams) -> keras.Model:
-    """Image to probability, with a layer `resnet18` that can be frozen."""
+    """Image to probability, with a layer `slim18` that can be frozen."""
     layers = keras.layers
     inner = keras.Input((*params.image_size, 1))
     outer = keras.Input((*params.image_size, 1))
@@ -108,7 +108,7 @@ class Trial:
 
     def _remember(self) -> None:
         self.weights.append(self.model.get_weights())
-        self.backbone.append(self.model.get_layer("resnet18").get_weights())
+        self.backbone.append(self.model.get_layer("slim18").get_weights())
 
 
 def equal(one: list[np.ndarray], two: list[np.ndarray]) -> bool:

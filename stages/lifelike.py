@@ -1,0 +1,250 @@
+"""Drawn tiles and defects that look more like the real ones, and are harder to find than plain ones.
+
+`stages.synthetic` draws what a demo and a first lesson want: one kind of surface, and defects that stand
+out. Here surfaces differ in marks, grain, light, edges and harmless stains, and defects hide in them:
+chips that are matt, cracks that come in from an edge, rubbed patches, areas with other marks. A network
+with random weights learns nothing from these alone; one that knows the plain ones does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from stages.synthetic import draw_defect
+from stages.tiles import CLASSES, GOOD_CLASS
+
+__all__ = ["draw_any_defect", "draw_lifelike_defect", "draw_lifelike_tile"]
+
+Rng = np.random.Generator
+Plane = NDArray[np.float32]
+
+DEFECT_CLASSES = [name for name in CLASSES if name != GOOD_CLASS]
+PLAIN_SHARE = 0.25
+"""Share of the plain drawings where there are both kinds."""
+
+
+def draw_lifelike_tile(rng: Rng, shorter: tuple[int, int] = (70, 130)) -> NDArray[np.uint8]:
+    """Draws a tile without defect, upright or lying.
+
+    Args:
+        rng: decides on all.
+        shorter: smallest and largest length of the shorter side, in pixels.
+
+    Returns:
+        (H, W) uint8, 0-255; the longer side is up to 1.8 times the shorter one.
+    """
+    side = int(rng.integers(*shorter, endpoint=True))
+    longer = round(side * rng.uniform(1.0, 1.8))
+    height, width = (longer, side) if rng.random() < 0.7 else (side, longer)
+    marks = _noise(rng, (height, width), (height / rng.uniform(2, 20), rng.uniform(0.4, 1.5)))
+    grain = _noise(rng, (height, width), (rng.uniform(0.3, 1.0),) * 2)
+    cloud = _noise(rng, (height, width), (min(height, width) / rng.uniform(3, 6),) * 2)
+    across = _noise(rng, (1, width), (0, width / rng.uniform(6, 25)))
+    surface = (
+        rng.uniform(1, 9) * marks
+        + rng.uniform(1, 6) * grain
+        + rng.uniform(0, 9) * cloud
+        + rng.uniform(0, 12) * across
+        + rng.normal(0, 15) * np.linspace(-0.5, 0.5, height)[:, None]
+        + rng.normal(0, 15) * np.linspace(-0.5, 0.5, width)
+    )
+    for axis, length in enumerate((height, width)):
+        for flip in (False, True):
+            if rng.random() < 0.4:  # the tile bends away from the light, or shines
+                depth = rng.uniform(1, 0.06 * length + 1)
+                edge = rng.normal(-15, 20) * np.exp(-np.arange(length) / depth)
+                edge = edge[::-1] if flip else edge
+                surface += edge[:, None] if axis == 0 else edge
+    for _ in range(rng.poisson(0.5)):  # stains: soft all around, which a defect is not
+        surface += rng.normal(0, 9) * _spot(height, width, rng, rng.uniform(0.04, 0.2))
+    light = rng.uniform(40, 215)
+    return _levels(light + surface * _gain(light))
+
+
+def draw_any_defect(
+    image: NDArray[np.uint8], rng: Rng, plain_share: float = PLAIN_SHARE
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draws one defect of any class, plain or lifelike.
+
+    Args:
+        image: (H, W) uint8, 0-255.
+        rng: decides on all.
+        plain_share: probability of a plain one.
+
+    Returns:
+        The picture with the defect, and its mask, both (H, W) uint8; the mask is 0 or 255.
+    """
+    draw = draw_defect if rng.random() < plain_share else draw_lifelike_defect
+    return draw(image, str(rng.choice(DEFECT_CLASSES)), rng)
+
+
+def draw_lifelike_defect(
+    image: NDArray[np.uint8], defect_class: str, rng: Rng
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draws one defect on a picture of a tile.
+
+    Args:
+        image: (H, W) uint8, 0-255.
+        defect_class: one of the five defect classes.
+        rng: decides on place, shape and strength.
+
+    Returns:
+        The picture with the defect, and its mask, both (H, W) uint8; the mask is 0 or 255.
+    """
+    light = float(image.mean())
+    surface = ((image - light) / _gain(light)).astype(np.float32)
+    share, content = DRAWINGS[defect_class](surface, rng)
+    changed = image + share * (content - surface) * _gain(light)
+    return _levels(changed), ((share >= 0.5) * np.uint8(255)).astype(np.uint8)
+
+
+def _gain(light: float) -> float:
+    """Contrast at a mean grey level, 1 at mid exposure."""
+    return max(0.4, light / 130)
+
+
+# Each drawing takes the surface without defect, in grey levels at mid exposure, and answers the share of
+# each pixel that is defect, 0-1, and what is seen there instead; all three (H, W) float32.
+
+
+def _blowhole(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
+    canvas, draw = _canvas(surface)
+    height, width = surface.shape
+    for _ in range(rng.integers(1, 3)):
+        radius = max(2.2, rng.uniform(0.02, 0.05) * min(height, width))
+        x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
+        a, b = radius * rng.uniform(0.7, 1.4, 2)
+        draw.ellipse([x - a, y - b, x + a, y + b], fill=255)
+    return _soft(canvas, 0.5), surface - np.float32(rng.uniform(45, 75))
+
+
+def _break(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
+    canvas, draw = _canvas(surface)
+    height, width = surface.shape
+    x, y = rng.choice([0.0, float(width)]), rng.uniform(0.0, 1.0) * height
+    if rng.random() < 0.5:
+        x, y = rng.uniform(0.0, 1.0) * width, rng.choice([0.0, float(height)])
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 14))
+    # Along the edge a chip is longer than it is deep.
+    along, deep = min(height, width) * np.array([rng.uniform(0.1, 0.3), rng.uniform(0.08, 0.2)])
+    a, b = (along, deep) if y in (0.0, height) else (deep, along)
+    radii = rng.uniform(0.6, 1.0, 14)
+    draw.polygon(
+        list(zip(x + a * radii * np.cos(angles), y + b * radii * np.sin(angles), strict=True)), fill=255
+    )
+    matt = _matt(surface, rng, grain=rng.uniform(3, 10))
+    return _soft(canvas, 0.6), matt - np.float32(rng.uniform(25, 65))
+
+
+def _crack(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
+    canvas, draw = _canvas(surface)
+    height, width = surface.shape
+    steps, side = 10, min(height, width)
+    from_edge = rng.random() < 0.7
+    angle = rng.normal(np.pi / 2, 0.15) if from_edge else rng.uniform(0, np.pi)
+    length = max(20.0, rng.uniform(0.2, 0.8) * (height if from_edge else side)) / steps
+    turns = angle + np.cumsum(rng.normal(0, 0.15 if from_edge else 0.35, steps))
+    points = np.stack([np.cos(turns), np.sin(turns)], axis=1).cumsum(axis=0) * length
+    if from_edge:
+        points = np.vstack([(0.0, -2.0), points]) + np.array([rng.uniform(0.1, 0.9) * width, 0.0])
+        if rng.random() < 0.5:
+            points[:, 1] = height - 1 - points[:, 1]
+    else:
+        points += np.array([width, height]) * rng.uniform(0.4, 0.6, 2) - points.mean(axis=0)
+    line = max(2, round(side * rng.uniform(0.008, 0.018)))
+    draw.line([(float(x), float(y)) for x, y in points], fill=255, width=line)
+    return _soft(canvas, 0.4), surface - np.float32(rng.uniform(35, 75))
+
+
+def _fray(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
+    share = _blob(surface, rng, size=rng.uniform(0.1, 0.25), ragged=0.3)
+    change = rng.choice([-1, 1]) * rng.uniform(15, 35)
+    return share, _matt(surface, rng, grain=rng.uniform(2, 6)) + np.float32(change)
+
+
+def _uneven(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
+    height, width = surface.shape
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    wave = 0.03 * height * _normal(ndimage.gaussian_filter1d(rng.normal(0, 1, width), width / 8))
+    kind = rng.choice(["band", "corner", "box"], p=[0.6, 0.15, 0.25])
+    if kind == "band":
+        inside = rows + wave < rng.uniform(0.15, 0.5) * height
+    elif kind == "corner":
+        inside = rows / height + columns / width + wave / height < rng.uniform(0.4, 0.7)
+    else:
+        y, x = rng.uniform(0.3, 0.7) * height, rng.uniform(0.3, 0.7) * width
+        a, b = rng.uniform(0.18, 0.3) * height, rng.uniform(0.18, 0.4) * width
+        inside = ((rows + wave - y) / a) ** 4 + ((columns - x) / b) ** 4 < 1
+    share = _soft(inside[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(255), 0.8)
+    marks = _normal(ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), (height / 2, 0.8)))
+    change = rng.choice([-1, 1]) * rng.uniform(8, 30)
+    smooth = ndimage.gaussian_filter(surface, (height / 6, 2))
+    content = smooth + rng.uniform(0, 0.5) * (surface - smooth) + rng.uniform(2, 9) * marks + change
+    return share, np.asarray(content, np.float32)
+
+
+DRAWINGS: dict[str, Callable[[Plane, Rng], tuple[Plane, Plane]]] = {
+    "Blowhole": _blowhole,
+    "Break": _break,
+    "Crack": _crack,
+    "Fray": _fray,
+    "Uneven": _uneven,
+}
+
+
+def _blob(surface: Plane, rng: Rng, size: float, ragged: float) -> Plane:
+    """A filled ellipse whose outline noise makes irregular; `size` is its radius over the shorter side."""
+    height, width = surface.shape
+    rows, columns = np.mgrid[0:height, 0:width]
+    y, x = rng.uniform(0.05, 0.95) * height, rng.uniform(0.05, 0.95) * width
+    a, b = size * min(height, width) * rng.uniform(0.75, 1.35, 2)
+    distance = np.hypot((rows - y) / a, (columns - x) / b)
+    outline = _normal(ndimage.gaussian_filter(rng.normal(0, 1, surface.shape), min(height, width) / 14))
+    return _soft((distance + ragged * outline / 2 < 1) * np.float32(255), 0.8)
+
+
+def _matt(surface: Plane, rng: Rng, grain: float) -> Plane:
+    """The surface without its marks, with the grain of a broken or rubbed one."""
+    rough = _normal(ndimage.gaussian_filter(rng.normal(0, 1, surface.shape), 1.0))
+    smooth = ndimage.gaussian_filter(surface, min(surface.shape) / 10)
+    return np.asarray(smooth + grain * rough, np.float32)
+
+
+def _normal(noise: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Noise with deviation 1."""
+    normal: NDArray[np.floating] = noise / noise.std()
+    return normal
+
+
+def _canvas(surface: Plane) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    height, width = surface.shape
+    canvas = Image.new("L", (width, height))
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def _soft(canvas: Image.Image | Plane, sigma: float) -> Plane:
+    """Softens the outline of 0 and 255 by `sigma` pixels, as a lens does; answers 0-1."""
+    soft = ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, sigma)
+    return np.asarray(soft, np.float32)
+
+
+def _spot(height: int, width: int, rng: Rng, size: float) -> Plane:
+    """A bell of height 1; `size` is its deviation over the shorter side."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    y, x = rng.uniform(0, height), rng.uniform(0, width)
+    a, b = size * min(height, width) * rng.uniform(0.6, 1.6, 2)
+    bell = np.exp(-(((rows - y) / a) ** 2 + ((columns - x) / b) ** 2) / 2)
+    return np.asarray(bell, np.float32)
+
+
+def _noise(rng: Rng, shape: tuple[int, int], sigma: tuple[float, float]) -> Plane:
+    return np.asarray(_normal(ndimage.gaussian_filter(rng.normal(0, 1, shape), sigma)), np.float32)
+
+
+def _levels(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+    return np.clip(np.round(picture), 1, 255).astype(np.uint8)
