@@ -39,8 +39,9 @@ audit:  ## Looks for known vulnerabilities of the pinned packages; needs interne
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
-		-S train.backbone=resnet18 -S train.backbone_weights=none -S train.epochs=40 \
-		-S "train.image_size=[128,128]" -S train.mixed_precision=true
+		-S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.drawings=both -S pretrain.steps=400 \
+		-S train.backbone=slim18 -S train.backbone_weights=none -S "train.decoder_filters=[128,64,32,16,8]" \
+		-S "train.image_size=[160,160]" -S train.epochs=24 -S train.mixed_precision=true
 
 clean:  ## Removes .venv
 	rm -rf $(VENV) $(VENV)-audit

@@ -28,10 +28,11 @@ WORKSPACE = ROOT / "demo"
 SETTINGS = (
     "data_load.source=synthetic",
     "pretrain.steps=0",
-    "train.backbone=resnet18",
+    "pretrain.weights=pretrained/slim18.weights.h5",
+    "train.backbone=slim18",
     "train.backbone_weights=none",
     "train.image_size=[96,96]",
-    "train.decoder_filters=[128,64,32,16,16]",
+    "train.decoder_filters=[128,64,32,16,8]",
     "train.learning_rate=0.001",
     "train.epochs=10",
 )

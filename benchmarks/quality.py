@@ -1,0 +1,170 @@
+"""What the recipe of params.yaml reaches on splits and seeds of one's choice: python -m benchmarks.quality
+
+Splits, pretrains, trains and evaluates once for each protocol and seed, and prints the figures of the
+test sides with their mean and its 95 % confidence interval. What is finished is kept, what was cut off
+goes on; so several commands can share the seeds between the cores of a machine, and a last one prints all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main", "mean_interval", "table"]
+
+Metrics = dict[str, Any]
+
+FIGURES: dict[str, Callable[[Metrics], float | None]] = {
+    "Dice, original crop": lambda found: found["original_protocol"]["dice_pooled"],
+    "IoU, original crop": lambda found: found["original_protocol"]["iou_pooled"],
+    "Dice, pooled": lambda found: found["dice_pooled"],
+    "IoU, pooled": lambda found: found["iou_pooled"],
+    "Dice, mean of classes": lambda found: found["dice_class_mean"],
+    "Dice, Blowhole": lambda found: found["class"].get("Blowhole", {}).get("dice"),
+    "Dice, Break": lambda found: found["class"].get("Break", {}).get("dice"),
+    "Dice, Crack": lambda found: found["class"].get("Crack", {}).get("dice"),
+    "Dice, Fray": lambda found: found["class"].get("Fray", {}).get("dice"),
+    "Dice, Uneven": lambda found: found["class"].get("Uneven", {}).get("dice"),
+    "defects found": lambda found: found["component_recall"],
+    "false alarms": lambda found: found["false_alarm_rate"],
+    "AUROC": lambda found: found["auroc"],
+    "exposures agree": lambda found: found["exposure_agreement"],
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains what is missing and prints a table for each protocol; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=(__doc__ or "").split("\n\n", 1)[1],
+        epilog="The data come first: dvc repro data_load.",
+    )
+    add = parser.add_argument
+    add("--protocols", nargs="+", default=["grouped", "random"], choices=["grouped", "random"])
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="of split and training")
+    add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="the recipe")
+    add("--data", type=Path, default=Path("data/tiles"), metavar="DIR", help="what data_load has made")
+    add("--out", type=Path, default=Path("models/quality"), metavar="DIR", help="a folder for each run")
+    add("--print-only", action="store_true", help="train nothing: the table of what is finished")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from stages.errors import StageError
+
+    try:
+        results = {
+            protocol: [metrics for seed in args.seeds if (metrics := _run(args, protocol, seed)) is not None]
+            for protocol in args.protocols
+        }
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for protocol, found in results.items():
+        print(f"\n{protocol} split, {len(found)} run(s)\n")
+        print(table(found))
+    return 0
+
+
+def _run(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
+    """The metrics of one split and seed, from its folder or from a training."""
+    from stages.checkpoint import Checkpoint, fingerprint
+    from stages.errors import StageError
+    from stages.params import load_params
+
+    index = args.data / "tiles.csv"
+    if not index.exists():
+        raise StageError(f"no {index}; run `dvc repro data_load`")
+    params = load_params(args.params)
+    split_params = params.data_split.model_copy(update={"strategy": protocol, "seed": seed})
+    network = params.train.model_copy(update={"seed": seed})
+    recipe = fingerprint(
+        [index],
+        data_split=split_params.model_dump(mode="json"),
+        pretrain=params.pretrain.model_dump(mode="json"),
+        train=network.model_dump(mode="json"),
+        evaluate=params.evaluate.model_dump(mode="json"),
+    )
+    folder: Path = args.out / f"{protocol}-{seed}"
+    result = folder / "result.json"
+    if result.exists():
+        saved = json.loads(result.read_text())
+        if saved["recipe"] == recipe:
+            return dict(saved["metrics"])
+        if args.print_only:
+            raise StageError(f"{result} is of another recipe; name its --params or another --out")
+    if args.print_only:
+        return None
+
+    import keras
+    from dvclive import Live
+
+    from serving.preprocessing import read_image
+    from stages.data_split import data_split
+    from stages.evaluate import evaluate
+    from stages.pretrain import pretrain
+    from stages.tiles import read_tiles
+    from stages.train import train
+
+    logging.info("%s split, seed %d, in %s", protocol, seed, folder)
+    data_split(split_params, args.data, read_tiles(index), folder / "split")
+    train_side, val_side, test_side = (
+        read_tiles(folder / "split" / f"{side}.csv") for side in ("train", "val", "test")
+    )
+    weights = folder / "pretrained.weights.h5"
+    made = folder / "pretrained.json"
+    if not made.exists() or json.loads(made.read_text()) != recipe:
+        before = Checkpoint(folder / "checkpoint" / "pretrain", recipe)
+        before.begin(resume=True)
+        good = [read_image(args.data / tile.image) for tile in train_side if not tile.defect_pixels]
+        pretrain(params.pretrain, network, good, weights, before)
+        made.write_text(json.dumps(recipe))
+    checkpoint = Checkpoint(folder / "checkpoint" / "train", recipe, folder / "live", monitor="val_dice")
+    checkpoint.begin(resume=True)
+    with Live(str(folder / "live"), dvcyaml=False, save_dvc_exp=False, resume=checkpoint.epoch > 0) as live:
+        model = train(
+            network, args.data, train_side, val_side, folder / "unet.keras", live, checkpoint, weights
+        )
+    metrics = evaluate(params.evaluate, model, args.data, val_side, test_side, folder / "evaluate")
+    keras.backend.clear_session()
+    partial = folder / ".partial-result.json"
+    partial.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
+    partial.replace(result)
+    return metrics
+
+
+def table(results: Sequence[Metrics]) -> str:
+    """A Markdown table: each figure's mean over runs, its 95 % interval, and the value of each run."""
+    lines = [
+        "| figure | mean | 95 % interval | runs |",
+        "|---|---|---|---|",
+    ]
+    for name, of in FIGURES.items():
+        values = [value for found in results if (value := of(found)) is not None]
+        if not values:
+            continue
+        low, high = mean_interval(values)
+        spread = f"{low:.3f} to {high:.3f}" if len(values) > 1 else "one run tells none"
+        runs = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {name} | {statistics.fmean(values):.3f} | {spread} | {runs} |")
+    return "\n".join(lines)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % confidence interval of the mean, by Student's t; endless with fewer than two values."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return -math.inf, math.inf
+    mean = statistics.fmean(values)
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Makes pretrained/slim18.weights.h5 from drawn tiles alone: python -m scripts.pretrained_weights
+
+No picture of a real tile goes into them, so that no split of real tiles can leak through them, and no weights
+of others. `make real` and the demo start from them: without internet, they take the place of ImageNet's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+__all__ = ["compress", "main"]
+
+DECODER_FILTERS = (128, 64, 32, 16, 8)
+
+FIRST_STEPS = 500
+"""With plain defects; lifelike ones teach random weights nothing."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draws, trains, writes the file; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.pretrained_weights", description=(__doc__ or "").split("\n\n", 1)[1]
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("pretrained/slim18.weights.h5"), metavar="FILE")
+    add("--steps", type=int, default=6000, metavar="N", help="batches of 8 (default: 6000)")
+    add("--tiles", type=int, default=3000, metavar="N", help="tiles to draw on (default: 3000)")
+    add("--side", type=int, default=128, metavar="PIXELS", help="of the network's input (default: 128)")
+    args = parser.parse_args(argv)
+    import numpy as np
+    from tqdm import tqdm
+
+    from stages.checkpoint import Checkpoint
+    from stages.errors import StageError
+    from stages.lifelike import draw_lifelike_tile
+    from stages.params import load_params
+    from stages.pretrain import pretrain
+
+    params = load_params()
+    network = params.train.model_copy(
+        update={
+            "backbone": "slim18",
+            "backbone_weights": "none",
+            "decoder_filters": DECODER_FILTERS,
+            "image_size": (args.side, args.side),
+            "mixed_precision": True,
+        }
+    )
+    rng = np.random.default_rng(network.seed)
+    images = [draw_lifelike_tile(rng) for _ in tqdm(range(args.tiles), desc="drawing tiles", unit="tile")]
+    settings = {"args": {name: str(value) for name, value in vars(args).items()}}
+    work = args.out.parent / ".work"
+    first, last = work / "first.weights.h5", work / "last.weights.h5"
+    plain = params.pretrain.model_copy(update={"weights": "none", "drawings": "plain", "steps": FIRST_STEPS})
+    both = plain.model_copy(update={"weights": str(first), "drawings": "both", "steps": args.steps})
+    try:
+        for step, weights in ((plain, first), (both, last)):
+            checkpoint = Checkpoint(work / weights.name.partition(".")[0], settings)
+            checkpoint.begin(resume=True)
+            if not (weights == first and first.exists()):
+                print(pretrain(step, network, images, weights, checkpoint), flush=True)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    compress(last, args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def compress(source: Path, target: Path) -> None:
+    """Rewrites a weights file: kernels in half precision, and packed; it loads as before."""
+    import h5py
+    import numpy as np
+
+    partial = target.with_name(f".partial-{target.name}")
+    with h5py.File(source) as before, h5py.File(partial, "w") as after:
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                after.require_group(name).attrs.update(item.attrs)
+                return
+            values = item[()]
+            if values.ndim > 1:
+                values = values.astype(np.float16)
+            after.create_dataset(name, data=values, **({"compression": 9} if values.ndim else {}))
+
+        after.attrs.update(before.attrs)
+        before.visititems(copy)
+    partial.replace(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The committed weights: they load, find defects on tiles that they have never seen, and are small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from scripts.pretrained_weights import DECODER_FILTERS, compress, main
+from serving.preprocessing import letterbox
+from stages.lifelike import draw_any_defect, draw_lifelike_tile
+from stages.model import build_unet
+from stages.params import TrainParams, load_params
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "pretrained/slim18.weights.h5"
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def network() -> TrainParams:
+    changes = {"backbone": "slim18", "backbone_weights": "none", "decoder_filters": DECODER_FILTERS}
+    return load_params(ROOT / "params.yaml").train.model_copy(update={**changes, "image_size": (SIDE, SIDE)})
+
+
+def test_they_are_under_25_mb() -> None:
+    assert WEIGHTS.stat().st_size < 25e6
+
+
+def test_they_find_drawn_defects_on_new_tiles(network: TrainParams) -> None:
+    rng = np.random.default_rng(2_000_000)
+    good = [draw_lifelike_tile(rng) for _ in range(24)]
+    pairs = [(tile, np.zeros_like(tile)) for tile in good] + [draw_any_defect(tile, rng) for tile in good]
+    images, truth = (
+        np.stack([letterbox(plane, (SIDE, SIDE))[0] for plane in planes]) for planes in zip(*pairs)
+    )
+    found = build_unet(network, WEIGHTS).predict(images, batch_size=8, verbose=0)
+    mask, said = truth > 127, found > 0.5
+    assert 2 * (mask & said).sum() / (mask.sum() + said.sum()) > 0.7
+    assert roc_auc_score(mask.any(axis=(1, 2, 3)), found.max(axis=(1, 2, 3))) > 0.85
+
+
+def test_packed_weights_load_and_answer_alike(tmp_path: Path, network: TrainParams) -> None:
+    small = network.model_copy(update={"decoder_filters": (8, 8, 8, 8, 8), "image_size": (32, 32)})
+    keras.utils.set_random_seed(1)
+    model = build_unet(small)
+    model.save_weights(tmp_path / "whole.weights.h5")
+    compress(tmp_path / "whole.weights.h5", tmp_path / "packed.weights.h5")
+    images = np.random.default_rng(0).uniform(1, 255, (2, 32, 32, 1)).astype(np.float32)
+    again = build_unet(small, tmp_path / "packed.weights.h5")
+    np.testing.assert_allclose(again(images), model(images), atol=0.01)
+    whole, packed = ((tmp_path / f"{name}.weights.h5").stat().st_size for name in ("whole", "packed"))
+    assert packed < 0.6 * whole
+
+
+def test_the_command_makes_them_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("scripts.pretrained_weights.FIRST_STEPS", 10)
+    out = tmp_path / "slim18.weights.h5"
+    args = ["--out", str(out), "--steps", "10", "--tiles", "4", "--side", "32"]
+    assert main(args) == 0
+    assert "slim18.weights.h5: " in capsys.readouterr().out
+    first = (tmp_path / ".work/first.weights.h5").stat().st_mtime_ns
+    assert main(args) == 0
+    assert (tmp_path / ".work/first.weights.h5").stat().st_mtime_ns == first
