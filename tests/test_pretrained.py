@@ -35,7 +35,8 @@ def test_they_find_drawn_defects_on_new_tiles(network: TrainParams) -> None:
     good = [draw_lifelike_tile(rng) for _ in range(24)]
     pairs = [(tile, np.zeros_like(tile)) for tile in good] + [draw_any_defect(tile, rng) for tile in good]
     images, truth = (
-        np.stack([letterbox(plane, (SIDE, SIDE))[0] for plane in planes]) for planes in zip(*pairs)
+        np.stack([letterbox(plane, (SIDE, SIDE))[0] for plane in planes])
+        for planes in zip(*pairs, strict=True)
     )
     found = build_unet(network, WEIGHTS).predict(images, batch_size=8, verbose=0)
     mask, said = truth > 127, found > 0.5
