@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compress(source: Path, target: Path) -> None:
-    """Rewrites a weights file: kernels in half precision, and packed; it loads as before."""
+    """Rewrites a weights file: kernels in half precision, packed, without the state of an optimizer."""
     import h5py
     import numpy as np
 
@@ -78,6 +78,8 @@ def compress(source: Path, target: Path) -> None:
     with h5py.File(source) as before, h5py.File(partial, "w") as after:
 
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if name.partition("/")[0] == "optimizer":
+                return
             if isinstance(item, h5py.Group):
                 after.require_group(name).attrs.update(item.attrs)
                 return
