@@ -13,7 +13,7 @@ from typing import NoReturn
 from serving.client.arguments import counting, natural, seconds, threshold
 from serving.errors import ServingError
 
-__all__ = ["main", "run"]
+__all__ = ["batch_parser", "main", "run"]
 
 ERROR, INTERRUPTED = 1, 130
 DESCRIPTION = """\
@@ -47,7 +47,7 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Scores a folder and returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = batch_parser().parse_args(arguments)
     from serving.batch.command import score_folder
 
     try:
@@ -73,7 +73,8 @@ def run() -> NoReturn:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+def batch_parser() -> argparse.ArgumentParser:
+    """What `main` takes."""
     parser = argparse.ArgumentParser(
         prog="python -m serving.batch",
         description=DESCRIPTION,
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("workers")
     add = group.add_argument
     add("--address", metavar="A", help="of a Ray cluster (RAY_ADDRESS; without one, this machine alone)")
-    add("--workers", type=counting, metavar="N", help="how many (as many as there are CPUs for)")
+    add("--workers", type=counting, metavar="N", help="how many (as many as there are CPUs for at the start)")
     add("--cpus-per-worker", type=counting, default=1, metavar="N", help="threads of each (%(default)s)")
     add("--gpus-per-worker", type=natural, default=0, metavar="N", help="GPUs of each (%(default)s)")
     add("--batch-size", type=counting, default=8, metavar="N", help="tiles at a time (%(default)s)")

@@ -106,15 +106,20 @@ class Results:
             pq.write_table(table, buffer)
             self.folder.write(f"{kind}/{part}.parquet", buffer.getvalue())
         if self._read_manifest().get("owner") != self._owner:
+            self._remove(part)
             raise ServingError(f"another run has taken {self.folder.url} over; let it end")
         self._write_manifest([*(one for one in self._parts if one != old), part])
         known = tiles.select(KNOWN.names[:-1]).append_column(
             "part", pa.array([part] * len(tiles), pa.string())
         )
-        self._rows = pa.concat_tables([self._rows.filter(pc.not_equal(self._rows["part"], old or "")), known])
         if old:
-            for kind in (TILES, DEFECTS):
-                self.folder.remove(f"{kind}/{old}.parquet")
+            self._remove(old)
+            self._rows = self._rows.filter(pc.not_equal(self._rows["part"], old))
+        self._rows = pa.concat_tables([self._rows, known])
+
+    def _remove(self, part: str) -> None:
+        for kind in (TILES, DEFECTS):
+            self.folder.remove(f"{kind}/{part}.parquet")
 
     def _with_constants(self, table: pa.Table) -> pa.Table:
         for name, kind in CONSTANT.items():

@@ -22,7 +22,7 @@ from serving.local.model import Model
 from serving.local.status import RequestError
 from serving.postprocessing import Defect, find_defects, label, mask_at
 
-__all__ = ["DEFECT", "ROWS", "Scorer", "Settings"]
+__all__ = ["DEFECT", "ROWS", "Scorer", "Settings", "pixels"]
 
 DEFECT = pa.struct(
     [
@@ -141,7 +141,7 @@ class Scorer:
         if answer.error:
             return {**image, "error": answer.error}
         mask_file, name = answer.mask_file, answer.label
-        mask, levels = _pixels(answer.mask_file), _pixels(answer.levels_file)
+        mask, levels = pixels(answer.mask_file), pixels(answer.levels_file)
         if self._settings.threshold is not None:
             mask = mask_at(levels, self._settings.threshold)
             mask_file, name = _png(mask), label(mask)
@@ -160,7 +160,8 @@ def _flat(defect: Defect) -> dict[str, Any]:
     return fields
 
 
-def _pixels(png: bytes) -> NDArray[np.uint8]:
+def pixels(png: bytes) -> NDArray[np.uint8]:
+    """Decodes a PNG that the model has made: (H, W) uint8."""
     return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]), np.uint8)
 
 
