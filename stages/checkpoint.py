@@ -99,7 +99,8 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def load_optimizer(self, model: keras.Model) -> None:
         """Puts back the optimizer of a compiled model, unless a fit starts anew."""
         if self.epoch > self.start:
-            model.optimizer.build(model.trainable_variables)
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
             model.load_weights(self.weights)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -31,11 +31,12 @@ def compile_model(
         warmup_target=learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=params.weight_decay),
-        loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
-        metrics=[PooledDice()],
-    )
+    with model.distribute_strategy.scope():  # the devices that the model was built for
+        model.compile(
+            optimizer=keras.optimizers.AdamW(schedule, weight_decay=params.weight_decay),
+            loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
+            metrics=[PooledDice()],
+        )
 
 
 def follow_epochs(batches: Any) -> keras.callbacks.Callback:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from serving.preprocessing import letterbox, read_image
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
+from stages.devices import Shares, placed_on
 from stages.errors import StageError, run_stage
 from stages.fitting import compile_model, follow_epochs
 from stages.model import build_unet
@@ -41,6 +42,7 @@ NETWORK = {
     "backbone",
     "backbone_weights",
     "decoder_filters",
+    "devices",
     "dice_weight",
     "focal_gamma",
     "image_size",
@@ -129,7 +131,8 @@ def pretrain(
     """
     keras.utils.set_random_seed(network.seed)
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
-    model = build_unet(network, checkpoint.weights)
+    with placed_on(network.devices):
+        model = build_unet(network, checkpoint.weights)
     metrics: dict[str, float] = {}
     if params.steps and network.backbone_weights == "none":
         good = [tile for tile in tiles if not tile.defect_pixels]
@@ -141,7 +144,7 @@ def pretrain(
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
         checkpoint.load_optimizer(model)
         model.fit(
-            batches,
+            Shares(batches, model),
             initial_epoch=checkpoint.epoch,
             epochs=REPORTS,
             shuffle=False,
