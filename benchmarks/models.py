@@ -46,9 +46,9 @@ def exported_model(base_path: Path | None, backbone: str = "resnet18") -> Iterat
         yield path
 
 
-def tile_file() -> bytes:
+def tile_file(seed: int = 0) -> bytes:
     """A JPEG of the public set's median size, with the texture of a tile."""
-    noise = np.random.default_rng(0).normal(150, 12, (HEIGHT, WIDTH))
+    noise = np.random.default_rng(seed).normal(150, 12, (HEIGHT, WIDTH))
     buffer = io.BytesIO()
     Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG")
     return buffer.getvalue()

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from stages.devices import scope_of
 from stages.errors import StageError
 
 __all__ = ["Checkpoint", "fingerprint"]
@@ -99,7 +100,8 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def load_optimizer(self, model: keras.Model) -> None:
         """Puts back the optimizer of a compiled model, unless a fit starts anew."""
         if self.epoch > self.start:
-            model.optimizer.build(model.trainable_variables)
+            with scope_of(model):
+                model.optimizer.build(model.trainable_variables)
             model.load_weights(self.weights)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from stages.devices import scope_of
 from stages.losses import SegmentationLoss
 from stages.metrics import PooledDice
 from stages.params import TrainParams
@@ -38,17 +39,18 @@ def compile_model(
         warmup_target=learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(
-            schedule,
-            weight_decay=params.weight_decay,
-            use_ema=bool(averaged and params.ema_momentum),
-            ema_momentum=params.ema_momentum,
-            ema_overwrite_frequency=averaged,
-        ),
-        loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
-        metrics=[PooledDice()],
-    )
+    with scope_of(model):
+        model.compile(
+            optimizer=keras.optimizers.AdamW(
+                schedule,
+                weight_decay=params.weight_decay,
+                use_ema=bool(averaged and params.ema_momentum),
+                ema_momentum=params.ema_momentum,
+                ema_overwrite_frequency=averaged,
+            ),
+            loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
+            metrics=[PooledDice()],
+        )
 
 
 def follow_epochs(batches: Any) -> keras.callbacks.Callback:

@@ -27,7 +27,7 @@ class SamplePredictions(keras.callbacks.Callback):  # type: ignore[misc]
         self.images, self.masks = examples.images[chosen], examples.masks[chosen]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        found = self.model.predict_on_batch(self.images.astype(np.float32))
+        found = self.model(self.images.astype(np.float32), training=False)
         rows = [self.images, self.masks, np.round(255 * np.asarray(found)).astype(np.uint8)]
         strip = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
         self.live.log_image("samples.png", np.repeat(strip, 3, axis=-1))

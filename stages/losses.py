@@ -58,7 +58,8 @@ class SegmentationLoss(keras.losses.Loss):  # type: ignore[misc]
     def call(self, y_true: Any, y_pred: Any) -> Any:
         truth, probability = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
         focal = 10.0 * focal_cross_entropy(truth, probability, self.focal_gamma)
-        return self.dice_weight * soft_dice_loss(truth, probability) + (1.0 - self.dice_weight) * focal
+        total = self.dice_weight * soft_dice_loss(truth, probability) + (1.0 - self.dice_weight) * focal
+        return ops.reshape(total, (1,))  # Keras divides by the number of devices, but not a scalar
 
     def get_config(self) -> dict[str, Any]:
         return {"dice_weight": self.dice_weight, "focal_gamma": self.focal_gamma}

@@ -155,7 +155,8 @@ class TrainParams(Section):
         frozen_epochs: epochs with a frozen backbone before all is trained; only with weights.
         epochs: epochs at most, after the frozen ones.
         patience: epochs without a better validation Dice until training stops.
-        batch_size: images per step.
+        batch_size: images per step, of all devices.
+        devices: GPUs to share a batch (CPUs, where there is none), or `all`. For `pretrain` too.
         learning_rate: peak, after warm-up; it falls to 0 along a cosine.
         warmup_epochs: epochs over which the learning rate rises from 0.
         weight_decay: of AdamW.
@@ -181,6 +182,7 @@ class TrainParams(Section):
     epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    devices: Count | Literal["all"]
     learning_rate: float = Field(gt=0.0)
     warmup_epochs: int = Field(ge=0)
     weight_decay: float = Field(ge=0.0)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from serving.preprocessing import letterbox, read_image
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
+from stages.devices import Shares, placed_on
 from stages.errors import StageError, run_stage
 from stages.fitting import compile_model, follow_epochs
 from stages.lifelike import PLAIN_SHARE, draw_any_defect
@@ -41,6 +42,7 @@ NETWORK = {
     "backbone",
     "backbone_weights",
     "decoder_filters",
+    "devices",
     "dice_weight",
     "focal_gamma",
     "image_size",
@@ -128,7 +130,8 @@ def pretrain(
     keras.utils.set_random_seed(network.seed)
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
     start = None if params.weights == "none" else named_file(params.weights)
-    model = build_unet(network, checkpoint.weights or start)
+    with placed_on(network.devices):
+        model = build_unet(network, checkpoint.weights or start)
     metrics: dict[str, float] = {}
     if drawn_on(params, network):
         if not images:
@@ -138,7 +141,7 @@ def pretrain(
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
         checkpoint.load_optimizer(model)
         model.fit(
-            batches,
+            Shares(batches, model),
             initial_epoch=checkpoint.epoch,
             epochs=REPORTS,
             shuffle=False,

@@ -17,6 +17,7 @@ from dvclive.keras import DVCLiveCallback
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Batches, load_examples
+from stages.devices import Shares, placed_on
 from stages.errors import StageError, run_stage
 from stages.extra_defects import ExtraDefects
 from stages.fitting import compile_model, follow_epochs
@@ -73,7 +74,8 @@ def train(
         seed=params.seed,
     )
     val_batches = Batches(val, params.batch_size)
-    model = build_unet(params, checkpoint.weights or weights)
+    with placed_on(params.devices):
+        model = build_unet(params, checkpoint.weights or weights)
     live.step = checkpoint.epoch
     callbacks = [
         follow_epochs(batches),
@@ -142,8 +144,8 @@ def _fit_phases(
         )
         checkpoint.load_optimizer(model)
         model.fit(
-            batches,
-            validation_data=val,
+            Shares(batches, model),
+            validation_data=Shares(val, model),
             initial_epoch=checkpoint.epoch,
             epochs=checkpoint.start + epochs,
             callbacks=callbacks,

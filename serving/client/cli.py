@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from serving.client.arguments import counting, millimetres, natural, seconds, threshold
 from serving.client.defaults import DEFAULT_MODEL, DEFAULT_URL
 from serving.errors import ServingError
 
@@ -157,13 +158,13 @@ def _server_options() -> argparse.ArgumentParser:
         help="certificates (PEM) to trust, as of a CA of your own (environment: MAGNETIC_TILES_CA_FILE)",
     )
     group.add_argument("--model", default=DEFAULT_MODEL, help="name on the server (%(default)s)")
-    group.add_argument("--model-version", type=_natural, metavar="N", help="version (the latest)")
+    group.add_argument("--model-version", type=natural, metavar="N", help="version (the latest)")
     group.add_argument(
-        "--timeout", type=_positive, default=60.0, metavar="S", help="seconds to wait for an answer (60)"
+        "--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait for an answer (60)"
     )
     group.add_argument(
         "--retries",
-        type=_natural,
+        type=natural,
         default=3,
         metavar="N",
         help="after connection errors and 503 (%(default)s)",
@@ -181,11 +182,11 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="do again what is done in --out")
     parser.add_argument(
-        "--mm-per-pixel", type=_above_zero, metavar="MM", help="side of a pixel: gives sizes in mm too"
+        "--mm-per-pixel", type=millimetres, metavar="MM", help="side of a pixel: gives sizes in mm too"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
     parser.add_argument(
-        "--threshold", type=_threshold, metavar="P", help="on the probability, 0-1 (the model's own)"
+        "--threshold", type=threshold, metavar="P", help="on the probability, 0-1 (the model's own)"
     )
     parser.add_argument(
         "--signature",
@@ -194,39 +195,6 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
         help="segment: files in, masks out (default); serving_default: numbers in, probabilities out",
     )
     parser.add_argument(
-        "--concurrency", type=_counting, default=4, metavar="N", help="requests in flight (%(default)s)"
+        "--concurrency", type=counting, default=4, metavar="N", help="requests in flight (%(default)s)"
     )
     parser.add_argument("--exit-zero", action="store_true", help="exit with 0 though defects were found")
-
-
-def _number(text: str, lowest: float, rule: str, kind: type[int] | type[float] = int) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = lowest - 1
-    if not lowest <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be {rule}. Received: {text}")
-    return value
-
-
-def _natural(text: str) -> int:
-    return int(_number(text, 0, "a whole number, 0 or more"))
-
-
-def _counting(text: str) -> int:
-    return int(_number(text, 1, "a whole number, 1 or more"))
-
-
-def _positive(text: str) -> float:
-    return float(_number(text, 1e-3, "a number of seconds above 0", float))
-
-
-def _above_zero(text: str) -> float:
-    return float(_number(text, sys.float_info.min, "a number of millimetres above 0", float))
-
-
-def _threshold(text: str) -> float:
-    value = float(_number(text, sys.float_info.min, "a number above 0 and at most 1", float))
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1. Received: {text}")
-    return value

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from serving.local.batching import Arrays, Batcher, BatchQueue
 from serving.local.status import CODES, RequestError
 
-__all__ = ["Model", "import_tensorflow"]
+__all__ = ["Model", "hushed", "import_tensorflow"]
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class _Signature:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Withholds what C++ code writes to stderr, unless an exception comes out."""
     sys.stderr.flush()
     saved = os.dup(2)
@@ -72,7 +72,7 @@ def import_tensorflow() -> Any:
 def _import_tensorflow() -> Any:
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Some notices come before TensorFlow has read its level.
-    with contextlib.nullcontext() if level == "0" else _hushed():
+    with contextlib.nullcontext() if level == "0" else hushed():
         import tensorflow as tf
 
         tf.config.list_physical_devices()

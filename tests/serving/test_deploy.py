@@ -1,4 +1,4 @@
-"""The manifests of serving/deploy against the schemas of Kubernetes and KServe, and against each other."""
+"""The manifests of serving/deploy against the schemas of Kubernetes, KServe and KubeRay, and each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
@@ -18,6 +19,7 @@ import pytest
 from referencing import Registry, Resource
 from ruamel.yaml import YAML
 
+from serving.batch.cli import batch_parser
 from stages.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ def documents(folder: str) -> dict[str, Any]:
 
 KUBERNETES = documents("kubernetes")
 [KSERVE] = documents("kserve").values()
+[RAYJOB] = documents("ray").values()
 DEPLOYMENT = KUBERNETES["deployment.yaml"]["spec"]
 POD = DEPLOYMENT["template"]
 [CONTAINER] = POD["spec"]["containers"]
@@ -43,8 +46,8 @@ POD = DEPLOYMENT["template"]
 
 def is_valid(document: Any, version: str = VERSIONS[-1]) -> bool:
     try:
-        if document["kind"] == "InferenceService":
-            kserve_validator().validate(document)
+        if schema := {"InferenceService": "kserve", "RayJob": "kuberay"}.get(document["kind"]):
+            validator(schema).validate(document)
         else:
             kubernetes_validate.validate(document, version, strict=True)
     except jsonschema.ValidationError:
@@ -53,10 +56,10 @@ def is_valid(document: Any, version: str = VERSIONS[-1]) -> bool:
 
 
 @cache
-def kserve_validator() -> Any:
+def validator(name: str) -> Any:
     schemas = files("kubernetes_validate") / "kubernetes-json-schema"
     definitions = json.loads((schemas / f"v{VERSIONS[-1]}-local-strict/_definitions.json").read_text())
-    schema = json.loads(Path(__file__).with_name("kserve_schema.json").read_text())
+    schema = json.loads(Path(__file__).with_name(f"{name}_schema.json").read_text())
     registry: Any = Resource.from_contents(definitions) @ Registry()
     return jsonschema.Draft202012Validator(schema, registry=registry)
 
@@ -69,7 +72,7 @@ def misspelt(node: Any) -> Iterator[tuple[str, Any]]:
                 yield name, [*node[:index], changed, *node[index + 1 :]]
     elif isinstance(node, dict):
         for key, child in node.items():
-            if "/" in key or key in ("cpu", "memory"):  # labels, annotations, resources
+            if "/" in key or key in ("cpu", "memory", "num-cpus"):  # labels, resources, flags
                 continue
             yield key, {f"{one}s" if one == key else one: value for one, value in node.items()}
             for name, changed in misspelt(child):
@@ -82,11 +85,14 @@ def test_kubernetes_takes_the_manifests(name: str, version: str) -> None:
     assert version.startswith(kubernetes_validate.validate(KUBERNETES[name], version, strict=True))
 
 
-def test_kserve_takes_its_manifest() -> None:
-    kserve_validator().validate(KSERVE)
+def test_kserve_and_kuberay_take_their_manifests() -> None:
+    validator("kserve").validate(KSERVE)
+    validator("kuberay").validate(RAYJOB)
 
 
-@pytest.mark.parametrize("document", [KSERVE, *KUBERNETES.values()], ids=["kserve", *KUBERNETES])
+@pytest.mark.parametrize(
+    "document", [KSERVE, RAYJOB, *KUBERNETES.values()], ids=["kserve", "kuberay", *KUBERNETES]
+)
 def test_every_misspelt_field_is_found(document: Any) -> None:
     known = {key: document[key] for key in ("apiVersion", "kind")}
     body = {key: value for key, value in document.items() if key not in known}
@@ -175,6 +181,22 @@ def test_tensorflow_is_told_the_cores_of_the_pod(container: Any) -> None:
     cores = container["resources"]["requests"]["cpu"]
     for kind in ("intra", "inter"):
         assert f"--tensorflow_{kind}_op_parallelism={cores}" in container["args"]
+
+
+def test_kuberay_runs_the_batch_scoring_of_this_project_with_its_ray() -> None:
+    words = RAYJOB["spec"]["entrypoint"].split()
+    assert words[:3] == ["python", "-m", "serving.batch"]
+    options = batch_parser().parse_args(words[3:])
+    cluster = RAYJOB["spec"]["rayClusterSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    containers = [one["template"]["spec"]["containers"][0] for one in (cluster["headGroupSpec"], group)]
+    assert options.workers == group["maxReplicas"] * int(containers[1]["resources"]["requests"]["cpu"])
+    version = cluster["rayVersion"]
+    assert f"ray=={version}\n" in (ROOT / "requirements.lock").read_text()
+    dockerfile = SERVING / "deploy/ray/Dockerfile"
+    assert f"rayproject/ray:{version}-" in dockerfile.read_text()
+    assert {one["image"] for one in containers} == {re.search(r"-t (\S+)", dockerfile.read_text())[1]}  # type: ignore[index]
+    subprocess.run([Path(sys.executable).with_name("hadolint"), dockerfile], check=True)
 
 
 def test_kserve_serves_the_same_model_with_the_same_server() -> None:

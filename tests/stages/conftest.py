@@ -30,6 +30,7 @@ SMALLEST = TrainParams(
     epochs=1,
     patience=10,
     batch_size=4,
+    devices=1,
     learning_rate=0.001,
     warmup_epochs=0,
     weight_decay=0.0001,

@@ -1,0 +1,5 @@
+"""`python -m serving.batch`."""
+
+from serving.batch.cli import run
+
+run()

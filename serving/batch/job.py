@@ -1,0 +1,166 @@
+"""Spreads the tiles over workers with Ray Data, and adds what they give to the results.
+
+Ray starts workers anew that were killed, and gives them what those had not finished. A tile may so be
+scored twice, which leaves the same mask; its row is taken once, here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from serving.batch.model import unpack
+from serving.batch.results import Results
+from serving.batch.scorer import ROWS, Scorer, Settings
+from serving.errors import ServingError
+from serving.local.model import hushed, import_tensorflow
+
+# Read when Ray is imported: no reports home, no notices.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
+
+import ray
+import ray.data
+from ray.util.annotations import RayDeprecationWarning
+
+__all__ = ["connected", "score"]
+
+BLOCK = 32
+"""Tiles that a worker gets at a time, at most: what is lost with it."""
+
+ATTEMPTS = 5
+"""Workers that may die of the same tiles before that ends the run."""
+
+STORE_BYTES = 128 * 2**20
+"""Ray's shared memory on this machine, beside the model: only paths and rows go through it."""
+
+
+class _Worker(Scorer):
+    """A scorer with a model out of Ray's store."""
+
+    def __init__(self, files: Any, settings: Settings) -> None:
+        threading = import_tensorflow().config.threading
+        threading.set_intra_op_parallelism_threads(settings.threads)
+        threading.set_inter_op_parallelism_threads(settings.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            unpack(ray.get(files), Path(folder))
+            super().__init__(Path(folder), settings)
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None, model_bytes: int) -> Iterator[None]:
+    """Ray for the length of a `with` block: that of this process if it has one, a cluster, or a new one.
+
+    Args:
+        address: of a cluster, None for a new one on this machine that ends with the block.
+        cpus: of the new one; None for those of this machine.
+        model_bytes: what the model takes in Ray's store.
+
+    Raises:
+        ServingError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if not address:
+        options |= {"num_cpus": cpus, "include_dashboard": False}
+        options["object_store_memory"] = STORE_BYTES + model_bytes
+    try:
+        with hushed():
+            ray.init(address, **options)
+    except (OSError, RuntimeError, ValueError) as error:  # what Ray raises, depending on what is wrong
+        raise ServingError(f"no Ray at {address or 'this machine'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def score(
+    images: pa.Table,
+    files: Mapping[str, bytes],
+    settings: Settings,
+    results: Results,
+    *,
+    workers: int | None,
+    gpus: int,
+    seconds: float,
+) -> Iterator[pa.Table]:
+    """Scores images within `connected`, and adds them to the results.
+
+    Args:
+        images: without results; rows of `IMAGES`.
+        files: of the model's version.
+        settings: of the run; each worker gets as many CPUs as threads.
+        results: to add to.
+        workers: how many; None for as many as there are CPUs for.
+        gpus: of each worker.
+        seconds: from one part of the results to the next.
+
+    Yields:
+        Rows of `ROWS` as they come; with the next ones, or at the end, they are in the results.
+
+    Raises:
+        ServingError: workers fail for a reason that no tile is to blame for.
+    """
+    workers = workers or max(1, int(ray.cluster_resources()["CPU"] // settings.threads))
+    left = set(images["image"].to_pylist())
+    waiting, since = [], time.monotonic()
+    try:
+        for rows in _rows(images, files, settings, min(workers, len(images)), gpus):
+            is_new = [name in left for name in rows["image"].to_pylist()]
+            rows = rows.filter(pa.array(is_new, pa.bool_()))
+            left.difference_update(rows["image"].to_pylist())
+            waiting.append(rows)
+            if time.monotonic() - since >= seconds:
+                results.add(pa.concat_tables(waiting))
+                waiting, since = [], time.monotonic()
+            yield rows
+    except ray.exceptions.ActorDiedError as error:
+        raise ServingError(
+            f"{ATTEMPTS} workers died of the same {BLOCK} tiles or fewer, mostly for want of memory: use "
+            "fewer --workers or a smaller --batch-size; the same command goes on where it stopped"
+        ) from error
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        reason = str(cause).strip().splitlines()[-1]
+        raise ServingError(f"a worker failed: {reason}; the same command goes on where it stopped") from error
+    finally:
+        if waiting:
+            results.add(pa.concat_tables(waiting))
+    if left:
+        raise ServingError(f"{len(left):,} tiles got no result from Ray; run the same command again")
+
+
+def _rows(
+    images: pa.Table, files: Mapping[str, bytes], settings: Settings, workers: int, gpus: int
+) -> Iterator[pa.Table]:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    size = max(1, min(BLOCK, len(images) // (8 * workers)))
+    data = ray.data.from_arrow([images.slice(start, size) for start in range(0, len(images), size)])
+    with warnings.catch_warnings():
+        # Until 2.64 this is how a limit is set; without one, a tile that kills its worker does so for ever.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        scored = data.map_batches(
+            _Worker,
+            fn_constructor_args=(ray.put(dict(files)), settings),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=settings.threads,
+            num_gpus=gpus,
+            max_task_retries=ATTEMPTS - 1,
+        )
+    for rows in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield rows.cast(ROWS)
