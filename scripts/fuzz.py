@@ -67,7 +67,7 @@ class Fuzzing:
         answers: how many of each status, or of each result of the client.
         slowest: longest time to an answer, in seconds.
         memory: of the server.
-        own_memory: of this process, which has the client in it.
+        own_memory: of this process while its client sends images.
     """
 
     url: str
@@ -169,9 +169,10 @@ class Fuzzing:
             case.validate_response(answer, checks=CHECKS.get_by_names(CHECKED))
         except FailureGroup as group:
             what = "; ".join(str(one) for one in group.exceptions)
-            self.faults.append(f"{case.as_curl_command()[:1000]}: {what}")
+            self.faults.append(f"{case.as_curl_command()[:400]}: {what}")
 
     def _ask_client(self, client: TileClient, name: str, data: bytes) -> None:
+        self.own_memory.look()
         start = time.monotonic()
         try:
             prediction = client.predict(data)
@@ -207,7 +208,6 @@ class Fuzzing:
             self.faults.append(fault)
         if self.answers.total() % 10 == 0:
             self.memory.look()
-            self.own_memory.look()
 
     def _path(self) -> str:
         return f"{self.url}/v1/models/{NAME}"
@@ -256,21 +256,20 @@ def _fault(answer: requests.Response) -> str:
 
 
 @contextmanager
-def fuzzing(base_path: Path, seed: int, timeout: float) -> Iterator[Fuzzing]:
+def fuzzing(url: str, seed: int, timeout: float) -> Iterator[Fuzzing]:
     """A server to send to; at the end of the block it must be as it was at the start."""
-    with running_server(base_path, NAME, flags=["--rest_api_timeout_in_ms=20000"]) as url:
-        process = process_at(url)
-        one = Fuzzing(url, np.random.default_rng(seed), timeout, Memory(process))
-        sound = [data for data in originals() if Tile.load(data).original]
-        with TileClient(url, NAME) as client:
-            first = [client.predict(data).levels for data in sound]
-            yield one
-            if not process.is_running():
-                one.faults.append("the server has ended")
-                return
-            after = [client.predict(data).levels for data in sound]
-        if not all(np.array_equal(*pair) for pair in zip(first, after, strict=True)):
-            one.faults.append("a sound tile gets another answer than at first")
+    process = process_at(url)
+    one = Fuzzing(url, np.random.default_rng(seed), timeout, Memory(process))
+    sound = [data for data in originals() if Tile.load(data).original]
+    with TileClient(url, NAME) as client:
+        first = [client.predict(data).levels for data in sound]
+        yield one
+        if not process.is_running():
+            one.faults.append("the server has ended")
+            return
+        after = [client.predict(data).levels for data in sound]
+    if not all(np.array_equal(*pair) for pair in zip(first, after, strict=True)):
+        one.faults.append("a sound tile gets another answer than at first")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -278,7 +277,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     warnings.filterwarnings("ignore", module="PIL")  # they are what the files are for
     started = time.monotonic()
-    with fuzzing(args.model_base_path, args.seed, args.timeout) as one:
+    flags = ["--rest_api_timeout_in_ms=20000"]
+    with (
+        running_server(args.model_base_path, NAME, flags=flags) as url,
+        fuzzing(url, args.seed, args.timeout) as one,
+    ):
         for kind in ("api", "bodies", "images"):
             getattr(one, kind)(getattr(args, kind))
     for memory, whose in ((one.memory, "server"), (one.own_memory, "client")):

@@ -354,6 +354,15 @@ def test_wrong_paths_and_methods(url: str, method: str, path: str, message: str)
     assert message in error_of(requests.request(method, server + path, data=b"{}", timeout=30))
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/models/a%0Ab"), ("POST", "/v1/models/a%0A:predict")]
+)
+def test_a_line_break_in_a_path_is_refused_in_json_too(url: str, method: str, path: str) -> None:
+    server = url.removesuffix(f"/v1/models/{NAME}")
+    answer = requests.request(method, server + path, data=b"{}", timeout=30)
+    assert error_of(answer, 404) == f"Malformed request: {method} {path}"
+
+
 def test_a_version_too_large_for_64_bits_is_refused_without_a_word(url: str) -> None:
     # TensorFlow Serving makes a text for this error and does not send it.
     answer = post(url, {"instances": [1]}, f"/versions/{2**64 - 1}:predict")
