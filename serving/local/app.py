@@ -14,7 +14,6 @@ from importlib.resources import files
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -128,16 +127,14 @@ def make_app(
             code, body = 500, encode_error(f"{type(error).__name__}: {error}")
         return Response(body, code, headers, "application/json")
 
-    def refuse(request: Request, error: Exception) -> Response:
-        """What no route takes: a method of the page, a path with a line break."""
-        code = error.status_code if isinstance(error, HTTPException) else 500
-        body = encode_error(
-            f"Malformed request: {request.method} {request.scope['raw_path'].decode('latin-1')}"
-        )
-        return Response(body, code, headers, "application/json")
+    def refuse(request: Request, _: Exception) -> Response:
+        """What no route takes: a path with a line break."""
+        path = request.scope["raw_path"].decode("latin-1")
+        body = encode_error(f"Malformed request: {request.method} {path}")
+        return Response(body, 404, headers, "application/json")
 
     routes = [Route("/", _page), Route("/{path:path}", answer, methods=_METHODS)]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+    return Starlette(routes=routes, exception_handlers={404: refuse})
 
 
 def _page(_: Request) -> Response:
