@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: help setup demo tools test lint audit real clean
+.PHONY: help setup demo tools test lint audit fuzz real clean
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test: lint  ## Runs all tests
 audit:  ## Looks for known vulnerabilities of the pinned packages; needs internet
 	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	@$(VENV)-audit/bin/python scripts/audit.py $(AUDIT)
+
+fuzz: setup  ## Sends 14,000 wrong requests and images to the exported model; some 10 minutes
+	$(BIN)/python -m scripts.fuzz
 
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }

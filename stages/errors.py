@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Callable
 
 __all__ = ["StageError", "run_command", "run_stage"]
+
+
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+"""Full, over quota, read-only, not ours, file too large."""
 
 
 class StageError(Exception):
@@ -41,15 +46,20 @@ def run_stage(stage: Callable[..., None], **options: str) -> None:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs a program: exit code 0, 1 after a `StageError`, 130 after ^C.
+    """Runs a program: exit code 0, 1 after a `StageError` or where the disk refuses, 130 after ^C.
 
-    A `StageError` is printed as a message, without a traceback.
+    Both are printed as a message, without a traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command()
     except StageError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(f"error: can't write{where}: {error.strerror}; mend that and run it again")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

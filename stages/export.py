@@ -102,6 +102,8 @@ def export_saved_model(
         "tensorflow": tf.__version__,
     }
     base_path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in base_path.parent.glob(f".{base_path.name}-*"):  # of a run that was killed
+        shutil.rmtree(leftover)
     # Beside the base path, not in it: on the same disk, and no server looks there.
     with tempfile.TemporaryDirectory(prefix=f".{base_path.name}-", dir=base_path.parent) as scratch:
         folder = Path(scratch) / str(number)

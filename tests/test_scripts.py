@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
     ("module", "says"),
     [
         ("scripts.demo", "The main job on synthetic tiles"),
+        ("scripts.fuzz", "Sends wrong and strange requests and image files to a server"),
+        ("scripts.load", "Asks more of a server than it can do"),
         ("scripts.montage", "Puts pictures side by side"),
         ("scripts.check_grouping", "Checks the rule that groups the images of one tile"),
         ("scripts.report_screenshot", "Takes the picture of a report"),

@@ -137,3 +137,36 @@ def test_an_audit_tells_vulnerable_packages_from_those_it_could_not_ask_about(tm
     done = audit(tmp_path, "no JSON", 1)
     assert done.returncode == 1
     assert "nothing was audited" in done.stderr
+
+
+ENTROPY = ("Base64HighEntropyString", "HexHighEntropyString")
+"""Not asked for: checksums and pictures are what they would find."""
+
+
+def secrets(folder: Path, *flags: str) -> list[str]:
+    """Files below a folder, as git tracks them, with keys, tokens or passwords, by detect-secrets."""
+    disabled = [word for name in ENTROPY for word in ("--disable-plugin", name)]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "detect-secrets"), "scan", *disabled, *flags],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return list(json.loads(done.stdout)["results"])
+
+
+def test_no_file_has_a_secret() -> None:
+    assert secrets(ROOT) == []
+
+
+def test_the_scan_above_finds_what_it_looks_for(tmp_path: Path) -> None:
+    kinds = {
+        "aws": "AKIA" + "IOSFODNN7" + "QWERTYU",
+        "github": "token: ghp" + "_" + "a1B2" * 9,
+        "key": "-----BEGIN RSA " + "PRIVATE KEY-----",
+        "phrase": "pass" + 'word = "correct-horse-battery"',
+    }
+    for name, text in kinds.items():
+        (tmp_path / f"{name}.txt").write_text(text + "\n")
+    assert sorted(secrets(tmp_path, "--all-files")) == sorted(f"{name}.txt" for name in kinds)

@@ -102,6 +102,7 @@ def _serve(args: argparse.Namespace, configs: Sequence[ModelConfig] | None, list
             executor,
             timeout_ms=args.rest_api_timeout_in_ms,
             max_body_bytes=args.rest_api_max_request_bytes,
+            max_requests=args.rest_api_max_waiting_requests + args.rest_api_num_threads,
             cors=args.rest_api_enable_cors_support,
             metrics=metrics,
             metrics_path=metrics_path,

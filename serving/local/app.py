@@ -66,6 +66,7 @@ def make_app(
     *,
     timeout_ms: int = 30_000,
     max_body_bytes: int = 64 * 2**20,
+    max_requests: int = 64,
     cors: bool = False,
     metrics: Metrics,
     metrics_path: str | None = None,
@@ -77,26 +78,46 @@ def make_app(
         executor: threads that parse, run the graph and write JSON, so that the event loop never waits.
         timeout_ms: limit of one run of the graph, and of receiving one body.
         max_body_bytes: largest body that is accepted.
+        max_requests: predictions that may run or wait at the same time; more are refused at once.
         cors: whether web pages of other origins may call.
         metrics: counts predictions.
         metrics_path: where they can be read; None for nowhere.
     """
     headers = _CORS if cors else {}
+    begun = 0  # predictions
+
+    async def predict(name: str, call: Callable[[bytes], bytes], request: Request, received: bytes) -> bytes:
+        nonlocal begun
+        if begun >= max_requests:
+            error = RequestError(
+                f"{begun} requests run or wait already; try again a little later", "UNAVAILABLE"
+            )
+            if name in models:
+                metrics.answered(name, error, 0)
+            raise error
+        begun += 1
+        try:
+            run = asyncio.get_running_loop().run_in_executor
+            if request.headers.get("content-encoding", "").lower() == "gzip":
+                received = await run(executor, inflate, received, max_body_bytes)
+            return await run(executor, call, received)
+        finally:
+            begun -= 1
 
     async def answer(request: Request) -> Response:
         if cors and request.method == "OPTIONS":
             return Response(headers=headers)
-        run = asyncio.get_running_loop().run_in_executor
         code, body = 200, b""
         try:
             path = request.scope["raw_path"].decode("latin-1")
             if request.method == "GET" and path == metrics_path:
                 return Response(metrics.page(), headers=headers, media_type="text/plain")
-            call = _route(models, metrics, request.method, path, timeout_ms)
+            target, call = _route(models, metrics, request.method, path, timeout_ms)
             received = await read_body(request, max_body_bytes, timeout_ms / 1000)
-            if request.headers.get("content-encoding", "").lower() == "gzip":
-                received = await run(executor, inflate, received, max_body_bytes)
-            body = await run(executor, call, received)
+            if request.method == "POST":
+                body = await predict(target.name, call, request, received)
+            else:  # not behind predictions: whoever asks for the state wants it most when there are many
+                body = await asyncio.to_thread(call, received)
         except RequestError as error:
             code, body = error.http_code, encode_error(error.message) if error.message else b""
         except ClientDisconnect:
@@ -106,7 +127,14 @@ def make_app(
             code, body = 500, encode_error(f"{type(error).__name__}: {error}")
         return Response(body, code, headers, "application/json")
 
-    return Starlette(routes=[Route("/", _page), Route("/{path:path}", answer, methods=_METHODS)])
+    def refuse(request: Request, _: Exception) -> Response:
+        """What no route takes: a path with a line break."""
+        path = request.scope["raw_path"].decode("latin-1")
+        body = encode_error(f"Malformed request: {request.method} {path}")
+        return Response(body, 404, headers, "application/json")
+
+    routes = [Route("/", _page), Route("/{path:path}", answer, methods=_METHODS)]
+    return Starlette(routes=routes, exception_handlers={404: refuse})
 
 
 def _page(_: Request) -> Response:
@@ -116,7 +144,7 @@ def _page(_: Request) -> Response:
 
 def _route(
     models: Models, metrics: Metrics, method: str, path: str, timeout_ms: int
-) -> Callable[[bytes], bytes]:
+) -> tuple[_Target, Callable[[bytes], bytes]]:
     if not re.match(r"/v1/", path, re.IGNORECASE):
         raise HttpError(404, f"no {path}; models are under /v1/models/")
     match = {"POST": _PREDICT, "GET": _STATUS}[method].fullmatch(path) if method in ("POST", "GET") else None
@@ -124,10 +152,11 @@ def _route(
         raise RequestError(f"Malformed request: {method} {path}")
     target = _target(match)
     if method == "POST":
-        return lambda body: _counted(models, metrics, target, body, timeout_ms)
+        return target, lambda body: _counted(models, metrics, target, body, timeout_ms)
     if not target.name:
         raise RequestError("Missing model name in request.")
-    return lambda _: _metadata(models, target) if target.method == "metadata" else _status(models, target)
+    ask = _metadata if target.method == "metadata" else _status
+    return target, lambda _: ask(models, target)
 
 
 def _target(match: re.Match[str]) -> _Target:

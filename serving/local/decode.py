@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -57,6 +58,9 @@ _PARSE_ERRORS = {
     "Invalid \\escape": "Invalid escape character in string.",
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
 }
+_ESCAPES = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F])|.)", re.DOTALL
+)
 _SHOWN = 1000  # characters of a wrong value that an error text repeats
 
 
@@ -131,15 +135,29 @@ def _parse(body: bytes) -> Any:
     if not text.strip():
         raise RequestError(f"JSON Parse error: The document is empty. at offset: {len(body)}")
     try:
-        return json.loads(text)
+        document = json.loads(text)
     except json.JSONDecodeError as error:
         reason = _PARSE_ERRORS.get(error.msg) or _missing_comma(text, error.pos)
-        offset = len(text[: error.pos].encode("utf-8", errors="surrogateescape"))
-        raise RequestError(f"JSON Parse error: {reason} at offset: {offset}") from error
+        raise _parse_error(reason, text, error.pos) from error
     except RecursionError as error:
         raise RequestError("JSON Parse error: The document is nested too deeply. at offset: 0") from error
     except ValueError as error:  # an integer of thousands of digits
         raise RequestError("JSON Parse error: Number too big to be stored in double. at offset: 0") from error
+    if "\\ud" in text or "\\uD" in text:
+        _check_surrogates(text)
+    return document
+
+
+def _parse_error(reason: str, text: str, position: int) -> RequestError:
+    offset = len(text[:position].encode("utf-8", errors="surrogateescape"))
+    return RequestError(f"JSON Parse error: {reason} at offset: {offset}")
+
+
+def _check_surrogates(text: str) -> None:
+    """Refuses escapes that are half a character, which Python lets pass, and which no answer could repeat."""
+    for escape in _ESCAPES.finditer(text):
+        if escape["half"]:
+            raise _parse_error("The surrogate pair in string is invalid.", text, escape.start())
 
 
 def _missing_comma(text: str, position: int) -> str:

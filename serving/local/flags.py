@@ -125,6 +125,13 @@ def _add_http(parser: argparse.ArgumentParser) -> None:
         help="requests that run or wait for a batch at the same time (default: 4 x cores)",
     )
     add(
+        "--rest_api_max_waiting_requests",
+        type=int,
+        default=64,
+        metavar="N",
+        help="requests that wait for one of these threads; more get 503 at once (default: 64)",
+    )
+    add(
         "--rest_api_max_request_bytes",
         type=int,
         default=64 * 2**20,

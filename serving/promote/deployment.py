@@ -114,8 +114,11 @@ class Deployment:
 
     def _write_json(self, path: Path, document: Mapping[str, Any]) -> None:
         draft = self._scratch / "document.json"
-        draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, path)
+        try:
+            draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            os.replace(draft, path)
+        except OSError as error:
+            raise ConfigError(f"can't write {self.base_path}: {error.strerror}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

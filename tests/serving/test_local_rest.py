@@ -115,6 +115,12 @@ def test_column_format_with_many_types(url: str) -> None:
     }
 
 
+def test_escapes_are_whole_characters(url: str) -> None:
+    head = '{"signature_name": "many", "instances": '
+    body = head + r'[{"ints": [1, 2], "text": "\uD83d\udE00\\ud800", "flag": true}]}'
+    assert post(url, body).json()["predictions"][0]["text"] == "😀\\ud800!"
+
+
 def test_bytes_come_through_unchanged(url: str) -> None:
     buffer = io.BytesIO()
     image = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -211,6 +217,12 @@ def test_gzipped_requests_are_unpacked(url: str) -> None:
         ('{"instances": [1]} x', "JSON Parse error: The document root must not be followed by other values."),
         ("[1]", "JSON Value: [\n    1\n] Is not object"),
         ("[" * 100_000, "JSON Parse error"),
+        (r'{"ü": "\ud800"}', "JSON Parse error: The surrogate pair in string is invalid. at offset: 8"),
+        (
+            r'{"x": "\\\uD83D\n\uDE00"}',
+            "JSON Parse error: The surrogate pair in string is invalid. at offset: 9",
+        ),
+        (r'{"x": "\uDE00"}', "JSON Parse error: The surrogate pair in string is invalid. at offset: 7"),
         ('{"signature_name": 5, "instances": [1]}', "'signature_name' key must be a string value."),
         (
             '{"instances": [1], "inputs": [1]}',
@@ -340,6 +352,15 @@ def test_asking_for_what_is_not_there(url: str, path: str, message: str) -> None
 def test_wrong_paths_and_methods(url: str, method: str, path: str, message: str) -> None:
     server = url.removesuffix(f"/v1/models/{NAME}")
     assert message in error_of(requests.request(method, server + path, data=b"{}", timeout=30))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/models/a%0Ab"), ("POST", "/v1/models/a%0A:predict")]
+)
+def test_a_line_break_in_a_path_is_refused_in_json_too(url: str, method: str, path: str) -> None:
+    server = url.removesuffix(f"/v1/models/{NAME}")
+    answer = requests.request(method, server + path, data=b"{}", timeout=30)
+    assert error_of(answer, 404) == f"Malformed request: {method} {path}"
 
 
 def test_a_version_too_large_for_64_bits_is_refused_without_a_word(url: str) -> None:
