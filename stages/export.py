@@ -28,6 +28,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from serving.postprocessing import LABELS, threshold_level
 from stages.decoding import decode_gray
 from stages.errors import StageError, run_stage
+from stages.folding import fold_repeated_channels
 from stages.params import ExportParams, load_params
 from stages.tiles import data_version, read_tiles
 
@@ -143,16 +144,21 @@ def _next_version(base_path: Path) -> int:
 
 
 def _freeze(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The network as one function without variables."""
+    """The network as one function without variables, its grey image no longer copied."""
     spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")
     concrete = tf.function(lambda images: model(images, training=False)).get_concrete_function(spec)
     frozen = convert_variables_to_constants_v2(concrete)
+    graph = frozen.graph.as_graph_def()
+    fold_repeated_channels(graph)
 
     def network(images: tf.Tensor) -> tf.Tensor:
-        result = frozen(images)
-        return tf.cast(result[0] if isinstance(result, list | tuple) else result, tf.float32)
+        feeds = {frozen.inputs[0].name: images}
+        [result] = tf.graph_util.import_graph_def(graph, feeds, [frozen.outputs[0].name], name="")
+        return tf.cast(result, tf.float32)
 
-    return network
+    # One function, so that the signatures share the weights.
+    shared: Callable[[tf.Tensor], tf.Tensor] = tf.compat.v1.wrap_function(network, [spec])
+    return shared
 
 
 def _signatures(
