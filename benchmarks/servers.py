@@ -1,4 +1,4 @@
-"""The servers that `benchmarks.end_to_end` compares, each in its own process, and the bytes to and from it."""
+"""The servers that `benchmarks.end_to_end` compares, each in its own process, and the bytes they get and send."""
 
 from __future__ import annotations
 

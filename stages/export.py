@@ -36,6 +36,10 @@ __all__ = ["export", "export_saved_model", "latest_version"]
 
 log = logging.getLogger(__name__)
 
+PNG_COMPRESSION = 1
+"""Of 0-9. The usual 6 makes files a quarter smaller and takes four times as long, as long as a third of the
+network of 128 x 128."""
+
 
 def export(
     params: ExportParams,
@@ -210,13 +214,15 @@ def _answer(
     probabilities: tf.Tensor, tile: tf.Tensor, place: tf.Tensor, level: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Probabilities (height, width, 1) of one tile -> mask PNG, probability PNG, score, label."""
-    resized = tf.image.resize(probabilities[: place[0], : place[1]], tile, antialias=True)
+    # It never shrinks, so that there is nothing to antialias.
+    resized = tf.image.resize(probabilities[: place[0], : place[1]], tile)
     levels = tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, 1.0) * 255.0 + 0.5), tf.uint8)
     found = levels >= tf.constant(level, tf.uint8)
     score = tf.cast(tf.reduce_max(levels), tf.float32) / 255.0
     label = tf.where(tf.reduce_any(found), LABELS[1], LABELS[0])
     mask = tf.cast(found, tf.uint8) * tf.constant(255, tf.uint8)
-    return tf.io.encode_png(mask), tf.io.encode_png(levels), score, label
+    mask_png, levels_png = (tf.io.encode_png(plane, compression=PNG_COMPRESSION) for plane in (mask, levels))
+    return mask_png, levels_png, score, label
 
 
 def _write_warmup(path: Path, info: dict[str, Any], images: list[bytes], batches: Iterable[int]) -> None:
