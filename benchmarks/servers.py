@@ -1,4 +1,4 @@
-"""The servers that `benchmarks.end_to_end` compares, each in its own process, and the bytes they get and send."""
+"""The servers that `benchmarks.end_to_end` compares, each in its own process, and bytes on the wire."""
 
 from __future__ import annotations
 
