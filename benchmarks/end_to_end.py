@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import statistics
@@ -36,6 +37,7 @@ BATCHING = (
     "--batching_parameters_file=serving/config/batching_parameters.txt",
     "--rest_api_num_threads=100",
 )
+WAYS = ["segment", "segment, batching", "gRPC", "float JSON", "original design"]
 ROUNDS = 3
 
 Ask = Callable[[bytes], object]
@@ -71,13 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--model_base_path", type=Path, metavar="DIR", help="default: random weights")
     add("--tiles", type=Path, metavar="DIR", help="JPEG files (default: one drawn tile)")
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32")
+    add("--ways", nargs="+", default=WAYS, choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}")
     add("--requests", type=int, default=96, metavar="N", help="of each way (default: 96)")
     args = parser.parse_args(argv)
     tiles = [path.read_bytes() for path in sorted(args.tiles.rglob("*.jpg"))] if args.tiles else [tile_file()]
     # Spread over all classes, and not more than are asked for.
     tiles = tiles[:: max(1, len(tiles) // args.requests)][: args.requests]
     with exported_model(args.model_base_path) as base_path, contextlib.ExitStack() as stack:
-        ways = _ways(stack, base_path)
+        ways = _ways(stack, base_path, args.ways)
         bare = _bare(base_path, tiles[0])
         print(f"{os.cpu_count()} cores, {len(tiles)} tiles; bare inference: {bare}")
         _print_wire(ways, tiles)
@@ -90,11 +93,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _ways(stack: contextlib.ExitStack, base_path: Path) -> dict[str, Way]:
-    plain = stack.enter_context(embedded(base_path))
-    batching = stack.enter_context(embedded(base_path, *BATCHING))
-    grpc = stack.enter_context(module("benchmarks.grpc_server", base_path))
-    original = stack.enter_context(module("benchmarks.original", base_path))
+def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dict[str, Way]:
+    @functools.cache
+    def server(name: str) -> tuple[int, psutil.Process]:
+        if name == "embedded":
+            return stack.enter_context(embedded(base_path))
+        if name == "batching":
+            return stack.enter_context(embedded(base_path, *BATCHING))
+        return stack.enter_context(module(f"benchmarks.{name}", base_path))
 
     def client(scheme: str, port: int, signature: str) -> Ask:
         one = TileClient(f"{scheme}://127.0.0.1:{port}", NAME, signature=signature, timeout=600.0)
@@ -106,22 +112,19 @@ def _ways(stack: contextlib.ExitStack, base_path: Path) -> dict[str, Way]:
         session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=32))
         return lambda data: np.array(session.post(url, data, timeout=600.0).json()["pred"], np.uint8)
 
-    def way(
-        server: tuple[int, psutil.Process],
-        signature: str = "segment",
-        scheme: str = "http",
-        make: Callable[[str, int, str], Ask] = client,
-    ) -> Way:
-        port, counts = stack.enter_context(counted(server[0]))
-        return Way(make(scheme, server[0], signature), make(scheme, port, signature), counts, server[1])
+    def way(name: str, signature: str, scheme: str, make: Callable[[str, int, str], Ask]) -> Way:
+        direct, process = server(name)
+        relayed, counts = stack.enter_context(counted(direct))
+        return Way(make(scheme, direct, signature), make(scheme, relayed, signature), counts, process)
 
-    return {
-        "segment": way(plain),
-        "segment, batching": way(batching),
-        "gRPC": way(grpc, scheme="grpc"),
-        "float JSON": way(plain, "serving_default"),
-        "original design": way(original, make=analyze),
+    recipes: dict[str, tuple[str, str, str, Callable[[str, int, str], Ask]]] = {
+        "segment": ("embedded", "segment", "http", client),
+        "segment, batching": ("batching", "segment", "http", client),
+        "gRPC": ("grpc_server", "segment", "grpc", client),
+        "float JSON": ("embedded", "serving_default", "http", client),
+        "original design": ("original", "", "http", analyze),
     }
+    return {name: way(*recipes[name]) for name in names}
 
 
 def _bare(base_path: Path, tile: bytes) -> str:

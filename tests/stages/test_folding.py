@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -11,10 +9,7 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from stages.export import export_saved_model
 from stages.folding import fold_repeated_channels
-from stages.model import build_unet
-from stages.params import TrainParams
 
 
 def repeated(images: keras.KerasTensor, branch: str) -> keras.Model:
@@ -65,27 +60,3 @@ def test_folding_changes_the_work_and_not_the_answer(branch: str, count: int, ch
         [tf.TensorSpec(model.input_shape, tf.float32)],
     )
     np.testing.assert_allclose(run(tf.constant(x)), model(x), rtol=1e-4, atol=1e-4)
-
-
-def test_the_served_unet_copies_no_channel_and_answers_as_the_model(
-    smallest: TrainParams, tmp_path: Path
-) -> None:
-    model = build_unet(smallest)
-    x = np.random.default_rng(0).normal(100, 20, (3, *smallest.image_size, 1)).astype(np.float32)
-
-    version = export_saved_model(model, {"threshold": 0.5}, tmp_path / "m")
-
-    served = tf.saved_model.load(str(version)).signatures["serving_default"]
-    answer = served(images=tf.constant(x))["probabilities"]
-    np.testing.assert_allclose(answer, model(x), atol=1e-5)
-    stems = [n for n in _nodes(version) if n.op == "Const" and n.name.endswith("folded_kernel")]
-    shapes = sorted([dim.size for dim in n.attr["value"].tensor.tensor_shape.dim] for n in stems)
-    assert shapes == [[3, 3, 1, 8], [7, 7, 1, 64]]
-
-
-def _nodes(version: Path) -> list[tf.compat.v1.NodeDef]:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
-    library = saved.meta_graphs[0].graph_def.library
-    return [node for function in library.function for node in function.node_def]
