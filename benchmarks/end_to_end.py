@@ -1,7 +1,8 @@
 """A tile to its mask, through each way to a server: python -m benchmarks.end_to_end
 
-Files go in, masks of the tile's own size come out. Compares the signature `segment` (without and with
-batching), numbers in JSON, gRPC, and the original project's design, with the same network and in turns.
+Files go in, masks of the tile's own size come out. Compares the signature `segment` (alone, with
+batching, in bfloat16), numbers in JSON, gRPC, and the original project's design, with the same network and
+in turns.
 Needs `pip install .[benchmarks]`.
 """
 
@@ -37,7 +38,8 @@ BATCHING = (
     "--batching_parameters_file=serving/config/batching_parameters.txt",
     "--rest_api_num_threads=100",
 )
-WAYS = ["segment", "segment, batching", "gRPC", "float JSON", "original design"]
+BFLOAT16 = ("--mixed_precision=bfloat16",)
+WAYS = ["segment", "segment, batching", "segment, bfloat16", "gRPC", "float JSON", "original design"]
 ROUNDS = 3
 
 Ask = Callable[[bytes], object]
@@ -96,10 +98,9 @@ def main(argv: list[str] | None = None) -> int:
 def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dict[str, Way]:
     @functools.cache
     def server(name: str) -> tuple[int, psutil.Process]:
-        if name == "embedded":
-            return stack.enter_context(embedded(base_path))
-        if name == "batching":
-            return stack.enter_context(embedded(base_path, *BATCHING))
+        flags = {"embedded": (), "batching": BATCHING, "bfloat16": BFLOAT16}
+        if name in flags:
+            return stack.enter_context(embedded(base_path, *flags[name]))
         return stack.enter_context(module(f"benchmarks.{name}", base_path))
 
     def client(scheme: str, port: int, signature: str) -> Ask:
@@ -120,6 +121,7 @@ def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dic
     recipes: dict[str, tuple[str, str, str, Callable[[str, int, str], Ask]]] = {
         "segment": ("embedded", "segment", "http", client),
         "segment, batching": ("batching", "segment", "http", client),
+        "segment, bfloat16": ("bfloat16", "segment", "http", client),
         "gRPC": ("grpc_server", "segment", "grpc", client),
         "float JSON": ("embedded", "serving_default", "http", client),
         "original design": ("original", "", "http", analyze),

@@ -41,7 +41,7 @@ def test_runtimes_give_the_same_answers(small_network: Path, capsys: pytest.Capt
 
 
 def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ways = ["segment", "gRPC", "float JSON", "original design"]
+    ways = ["segment, bfloat16", "gRPC", "original design"]
     arguments = ["--model_base_path", str(servable_path), "--concurrency", "2", "--requests", "6", "--ways"]
     assert end_to_end.main([*arguments, *ways]) == 0
 
