@@ -7,11 +7,12 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["NAME", "exported_model", "tile_file"]
+__all__ = ["NAME", "exported_model", "multiply_adds", "network", "tile_file"]
 
 NAME = "magnetic-tiles"
 HEIGHT, WIDTH = 324, 270  # the median tile of the public set
@@ -44,6 +45,42 @@ def exported_model(base_path: Path | None, backbone: str = "resnet18") -> Iterat
             warmup_batches=params.export.warmup_batches,
         )
         yield path
+
+
+def network(path: Path | None, **changes: Any) -> Any:
+    """A Keras model: of a `.keras` file, or that of params.yaml with random weights.
+
+    Args:
+        path: the file, or None.
+        changes: of `train` in params.yaml, where there is no file.
+    """
+    import keras
+
+    from stages.model import build_unet
+    from stages.params import load_params
+
+    if path is not None:
+        return keras.models.load_model(path, compile=False)
+    keras.utils.set_random_seed(0)
+    return build_unet(load_params().train.model_copy(update={"backbone_weights": "none", **changes}))
+
+
+def multiply_adds(version: Path) -> int:
+    """Multiplications, each with an addition, of the convolutions that one tile takes as it is served."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    [spec] = served.structured_input_signature[1].values()
+    inlined = convert_variables_to_constants_v2(served)
+    with tf.Graph().as_default() as graph:
+        images = tf.compat.v1.placeholder(tf.float32, (1, *spec.shape[1:]))
+        tf.graph_util.import_graph_def(inlined.graph.as_graph_def(), {inlined.inputs[0].name: images})
+    return sum(
+        int(np.prod(node.inputs[1].shape[:3]) * np.prod(node.outputs[0].shape))
+        for node in graph.get_operations()
+        if node.type == "Conv2D"
+    )
 
 
 def tile_file(seed: int = 0) -> bytes:

@@ -144,10 +144,12 @@ def find_defects(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> list[Def
     components, count = ndimage.label(mask > 0, structure=np.ones((3, 3), int))
     if count == 0:
         return []
-    indices = np.arange(1, count + 1)
-    areas = np.bincount(components.ravel())[1:]
-    peaks = ndimage.maximum(levels, components, indices)
-    centroids = np.reshape(ndimage.center_of_mass(np.ones_like(mask), components, indices), (-1, 2))
+    rows, columns = np.nonzero(components)
+    owners = components[rows, columns] - 1
+    areas = np.bincount(owners)
+    peaks = np.zeros(count, np.uint8)
+    np.maximum.at(peaks, owners, levels[rows, columns])
+    centroids = [np.bincount(owners, weights=places) / areas for places in (rows, columns)]
     defects = [
         Defect(
             box=(across.start, down.start, across.stop - across.start, down.stop - down.start),
@@ -156,8 +158,8 @@ def find_defects(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> list[Def
             centroid=(float(x), float(y)),
             peak_probability=float(peak) / 255,
         )
-        for (down, across), area, (y, x), peak in zip(
-            ndimage.find_objects(components), areas, centroids, peaks, strict=True
+        for (down, across), area, y, x, peak in zip(
+            ndimage.find_objects(components), areas, *centroids, peaks, strict=True
         )
     ]
     return sorted(defects, key=lambda defect: (-defect.area, defect.box))

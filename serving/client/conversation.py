@@ -250,7 +250,7 @@ class Conversation:
             mask = _plane(content["mask_bytes"], tile.gray.shape)
             levels = _plane(content["probability_bytes"], tile.gray.shape)
             server_score, server_label = float(content["score"]), str(content["label"])
-            if server_label not in LABELS or not np.isin(mask, (0, 255)).all():
+            if server_label not in LABELS or not ((mask == 0) | (mask == 255)).all():
                 raise ValueError("a label or a mask that is none")
         except (KeyError, TypeError, ValueError) as error:
             raise self._malformed(self.signature, error) from error

@@ -89,6 +89,7 @@ def _serve(args: argparse.Namespace, configs: Sequence[ModelConfig] | None, list
         poll_seconds=args.file_system_poll_wait_seconds,
         warmup_iterations=args.num_request_iterations_for_warmup if args.enable_model_warmup else 0,
         batcher=_batcher(args, metrics),
+        mixed_precision=args.mixed_precision,
         on_load=metrics.loaded,
     )
     models = Models(loading, labels_for_unavailable=args.allow_version_labels_for_unavailable_models)

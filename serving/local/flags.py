@@ -97,6 +97,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how often to run each warm-up request (default: 1)",
     )
+    add(
+        "--mixed_precision",
+        default="",
+        choices=("", "bfloat16"),
+        help="bfloat16: faster where the CPU has it (AVX512_BF16, AMX), masks differ a little (default: off)",
+    )
 
 
 def _add_http(parser: argparse.ArgumentParser) -> None:

@@ -91,19 +91,28 @@ class Model:
         metadata: signatures in the JSON form of `GET .../metadata`.
     """
 
-    def __init__(self, path: Path, batcher: Batcher | None = None) -> None:
+    def __init__(
+        self, path: Path, batcher: Batcher | None = None, *, mixed_precision: str = "", threads: int = 0
+    ) -> None:
         """Loads a SavedModel.
 
         Args:
             path: folder of the version.
             batcher: runs the requests; None for each on its own.
+            mixed_precision: "bfloat16" lets TensorFlow compute convolutions in it.
+            threads: of the session, 0 for one a core.
 
         Raises:
             Exception: whatever TensorFlow finds wrong with the files.
         """
         tf = import_tensorflow()
         self._tf = tf
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        config = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
+        )
+        if mixed_precision == "bfloat16":
+            config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = 1  # on
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             with self._session.graph.as_default():
                 graph = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))

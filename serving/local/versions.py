@@ -43,12 +43,14 @@ class Loading:
         poll_seconds: time between two looks at the folder, in seconds; 0 for one look only.
         warmup_iterations: how often to run each warm-up request, 0 for no warm-up.
         batcher: runs the requests; None for each on its own.
+        mixed_precision: "bfloat16" or "", see `Model`.
         on_load: told of each attempt to load a version, and whether it succeeded.
     """
 
     poll_seconds: float = 1.0
     warmup_iterations: int = 1
     batcher: Batcher | None = None
+    mixed_precision: str = ""
     on_load: Callable[[Path, bool], None] = lambda path, success: None
 
 
@@ -201,7 +203,7 @@ class Versions:
         model = None
         iterations = self._loading.warmup_iterations
         try:
-            model = Model(path, self._loading.batcher)
+            model = Model(path, self._loading.batcher, mixed_precision=self._loading.mixed_precision)
             warmed = model.warm_up(path, iterations) if iterations else 0
         except Exception as error:  # TensorFlow raises all kinds for broken files
             if model is not None:

@@ -71,13 +71,13 @@ class _Services(
 
 
 @contextmanager
-def grpc_server(name: str, folder: Path) -> Iterator[tuple[str, _Services]]:
+def grpc_server(name: str, folder: Path, port: int = 0) -> Iterator[tuple[str, _Services]]:
     """Serves a version for the length of a `with` block; yields the URL and the services."""
     services = _Services(name, folder)
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     try:
         yield f"grpc://127.0.0.1:{port}", services

@@ -1,0 +1,204 @@
+"""A tile to its mask, through each way to a server: python -m benchmarks.end_to_end
+
+Files go in, masks of the tile's own size come out. Compares the signature `segment` (alone, with
+batching, in bfloat16), numbers in JSON, gRPC, and the original project's design, with the same network and
+in turns.
+Needs `pip install .[benchmarks]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import requests
+
+from benchmarks.models import NAME, exported_model, tile_file
+from benchmarks.servers import counted, embedded, module
+from benchmarks.timing import measure
+from serving.client import TileClient
+from serving.preprocessing import letterbox, read_image
+
+__all__ = ["main"]
+
+BATCHING = (
+    "--enable_batching",
+    "--batching_parameters_file=serving/config/batching_parameters.txt",
+    "--rest_api_num_threads=100",
+)
+BFLOAT16 = ("--mixed_precision=bfloat16",)
+WAYS = ["segment", "segment, batching", "segment, bfloat16", "gRPC", "float JSON", "original design"]
+ROUNDS = 3
+
+Ask = Callable[[bytes], object]
+
+
+@dataclass
+class Way:
+    """A way to a server, and what was measured of it.
+
+    Attributes:
+        ask: takes a file to its mask.
+        wire: the same over a connection that is counted.
+        counts: bytes of that connection there and back.
+        server: its process.
+    """
+
+    ask: Ask
+    wire: Ask
+    counts: list[int]
+    server: psutil.Process
+    latencies: list[float] = field(default_factory=list)
+    wall: float = 0.0
+    server_cpu: float = 0.0
+    client_cpu: float = 0.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a table for each concurrency; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.end_to_end", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--model_base_path", type=Path, metavar="DIR", help="default: random weights")
+    add("--tiles", type=Path, metavar="DIR", help="JPEG files (default: one drawn tile)")
+    add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32")
+    add("--ways", nargs="+", default=WAYS, choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}")
+    add("--requests", type=int, default=96, metavar="N", help="of each way (default: 96)")
+    args = parser.parse_args(argv)
+    tiles = [path.read_bytes() for path in sorted(args.tiles.rglob("*.jpg"))] if args.tiles else [tile_file()]
+    # Spread over all classes, and not more than are asked for.
+    tiles = tiles[:: max(1, len(tiles) // args.requests)][: args.requests]
+    with exported_model(args.model_base_path) as base_path, contextlib.ExitStack() as stack:
+        ways = _ways(stack, base_path, args.ways)
+        bare = _bare(base_path, tiles[0])
+        print(f"{os.cpu_count()} cores, {len(tiles)} tiles; bare inference: {bare}")
+        _print_wire(ways, tiles)
+        for concurrency in args.concurrency:
+            _load(ways, tiles, concurrency, max(1, args.requests // ROUNDS))
+            print(f"concurrency {concurrency}")
+            print("                     tiles/s      p50      p95      p99   CPU/tile: server   client")
+            for name, way in ways.items():
+                print(f"{name:20} {_line(way)}", flush=True)
+    return 0
+
+
+def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dict[str, Way]:
+    @functools.cache
+    def server(name: str) -> tuple[int, psutil.Process]:
+        flags = {"embedded": (), "batching": BATCHING, "bfloat16": BFLOAT16}
+        if name in flags:
+            return stack.enter_context(embedded(base_path, *flags[name]))
+        return stack.enter_context(module(f"benchmarks.{name}", base_path))
+
+    def client(scheme: str, port: int, signature: str) -> Ask:
+        one = TileClient(f"{scheme}://127.0.0.1:{port}", NAME, signature=signature, timeout=600.0)
+        return stack.enter_context(one).predict
+
+    def analyze(_: str, port: int, __: str) -> Ask:
+        session = stack.enter_context(requests.Session())
+        url = f"http://127.0.0.1:{port}/analyze"
+        session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=32))
+        return lambda data: np.array(session.post(url, data, timeout=600.0).json()["pred"], np.uint8)
+
+    def way(name: str, signature: str, scheme: str, make: Callable[[str, int, str], Ask]) -> Way:
+        direct, process = server(name)
+        relayed, counts = stack.enter_context(counted(direct))
+        return Way(make(scheme, direct, signature), make(scheme, relayed, signature), counts, process)
+
+    recipes: dict[str, tuple[str, str, str, Callable[[str, int, str], Ask]]] = {
+        "segment": ("embedded", "segment", "http", client),
+        "segment, batching": ("batching", "segment", "http", client),
+        "segment, bfloat16": ("bfloat16", "segment", "http", client),
+        "gRPC": ("grpc_server", "segment", "grpc", client),
+        "float JSON": ("embedded", "serving_default", "http", client),
+        "original design": ("original", "", "http", analyze),
+    }
+    return {name: way(*recipes[name]) for name in names}
+
+
+def _bare(base_path: Path, tile: bytes) -> str:
+    """What the network alone takes, in this process, with tiles that are decoded already."""
+    from serving.local.model import Model
+    from stages.export import latest_version
+
+    model = Model(latest_version(base_path))
+    dims = model.metadata["serving_default"]["inputs"]["images"]["tensor_shape"]["dim"]
+    image, _ = letterbox(read_image(tile), (int(dims[1]["size"]), int(dims[2]["size"])))
+    batches = {size: np.repeat(image[None], size, axis=0) for size in (1, 8)}
+    calls = {
+        f"batch {size}": (lambda batch=batch: model.predict("", {"images": batch}))
+        for size, batch in batches.items()
+    }
+    times = measure(calls, 10)
+    model.close()
+    return ", ".join(
+        f"{name} {size / times[name].wall:.1f} tiles/s, {1000 * times[name].cpu / size:.0f} ms CPU/tile"
+        for name, size in zip(calls, batches, strict=True)
+    )
+
+
+def _print_wire(ways: dict[str, Way], tiles: list[bytes]) -> None:
+    print("                      request    answer   kB a tile on the wire")
+    for name, way in ways.items():
+        way.wire(tiles[0])  # opens the connection and warms up
+        start = list(way.counts)
+        for tile in tiles[:10]:
+            way.wire(tile)
+        sent, received = (
+            (now - before) / 1000 / len(tiles[:10]) for now, before in zip(way.counts, start, strict=True)
+        )
+        print(f"{name:20} {sent:8.1f}  {received:8.1f}", flush=True)
+
+
+def _load(ways: dict[str, Way], tiles: list[bytes], concurrency: int, requests_: int) -> None:
+    """Sends requests to each way in turns, and keeps the times."""
+    for way in ways.values():
+        way.latencies.clear()
+        way.wall = way.server_cpu = way.client_cpu = 0.0
+    source = itertools.cycle(tiles)
+    with ThreadPoolExecutor(concurrency) as executor:
+        for _ in range(ROUNDS):
+            batch = list(itertools.islice(source, requests_))
+            for way in ways.values():
+                cpu, own, start = _cpu(way.server), time.process_time(), time.perf_counter()
+                way.latencies += executor.map(lambda tile, ask=way.ask: _timed(ask, tile), batch)
+                way.wall += time.perf_counter() - start
+                way.client_cpu += time.process_time() - own
+                way.server_cpu += _cpu(way.server) - cpu
+
+
+def _timed(ask: Ask, tile: bytes) -> float:
+    start = time.perf_counter()
+    ask(tile)
+    return time.perf_counter() - start
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _line(way: Way) -> str:
+    count, cuts = len(way.latencies), statistics.quantiles(way.latencies, n=100, method="inclusive")
+    percentiles = "  ".join(f"{1000 * cuts[index]:4.0f} ms" for index in (49, 94, 98))
+    return (
+        f"{count / way.wall:8.1f}  {percentiles} {1000 * way.server_cpu / count:16.0f} ms"
+        f" {1000 * way.client_cpu / count:5.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

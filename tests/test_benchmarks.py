@@ -1,0 +1,78 @@
+"""The commands behind the figures of docs/performance.md, each on the least there is to measure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import end_to_end, networks, runtimes
+from benchmarks.models import multiply_adds
+from stages.export import latest_version
+
+
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A network of one convolution, as a file."""
+    import keras
+
+    images = keras.Input((32, 32, 1))
+    path = tmp_path / "small.keras"
+    keras.Model(images, keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")(images)).save(path)
+    return path
+
+
+def test_runtimes_give_the_same_answers(small_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runtimes.main(["--model", str(small_network), "--batch_sizes", "2", "--rounds", "1"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    differences = {line[:20].strip(): float(line.split()[-1]) for line in lines[2:]}
+    assert differences.keys() == {
+        "SavedModel",
+        "SavedModel, bfloat16",
+        "naive export",
+        "ONNX Runtime",
+        "OpenVINO",
+    }
+    half = differences.pop("SavedModel, bfloat16")
+    assert max(differences.values()) < 1e-5
+    assert half < 0.05
+
+
+def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = ["segment, bfloat16", "gRPC", "original design"]
+    arguments = ["--model_base_path", str(servable_path), "--concurrency", "2", "--requests", "6", "--ways"]
+    assert end_to_end.main([*arguments, *ways]) == 0
+
+    out = capsys.readouterr().out
+    for way in ways:
+        [wire, load] = re.findall(rf"^{way}  +(.*)$", out, re.MULTILINE)
+        sent, received = map(float, wire.split())
+        assert sent > 10, "a tile is more than 10 kB"
+        assert received > 0
+        assert float(load.split()[0]) > 0
+
+
+def test_multiply_adds_of_a_convolution(small_network: Path, tmp_path: Path) -> None:
+    import keras
+
+    from stages.export import export_saved_model
+
+    model = keras.models.load_model(small_network)
+    version = export_saved_model(model, {"threshold": 0.5}, tmp_path / "m")
+
+    assert multiply_adds(version) == 32 * 32 * 3 * 3
+    assert multiply_adds(latest_version(tmp_path / "m")) == 32 * 32 * 3 * 3
+
+
+def test_networks_tells_what_each_costs(
+    monkeypatch: pytest.MonkeyPatch, small_network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import keras
+
+    monkeypatch.setattr(networks, "network", lambda *_, **__: keras.models.load_model(small_network))
+
+    assert networks.main(["--sizes", "32", "--decoders", "8,8,8,8,8", "--rounds", "1"]) == 0
+
+    assert re.search(r"^ +32  8,8,8,8,8 +0.00 G .* 1.00$", capsys.readouterr().out, re.MULTILINE)
