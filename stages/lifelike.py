@@ -18,7 +18,7 @@ from scipy import ndimage
 from stages.synthetic import draw_defect
 from stages.tiles import CLASSES, GOOD_CLASS
 
-__all__ = ["draw_any_defect", "draw_lifelike_defect", "draw_lifelike_tile"]
+__all__ = ["DEFECT_CLASSES", "draw_any_defect", "draw_lifelike_defect", "draw_lifelike_tile"]
 
 Rng = np.random.Generator
 Plane = NDArray[np.float32]

@@ -77,8 +77,8 @@ def standardize(images: Any) -> Any:
         (N, H, W, 1) float32, mean 0 and deviation 1 over a tile; 0, which is the mean, in the black
         rows and columns around it.
     """
-    inside = ops.cast(
-        (ops.max(images, axis=1, keepdims=True) > 0) & (ops.max(images, axis=2, keepdims=True) > 0), "float32"
+    inside = ops.sign(ops.max(images, axis=1, keepdims=True)) * ops.sign(
+        ops.max(images, axis=2, keepdims=True)
     )
     pixels = ops.maximum(ops.sum(inside, axis=(1, 2, 3), keepdims=True), 1.0)
     mean = ops.sum(images, axis=(1, 2, 3), keepdims=True) / pixels

@@ -75,11 +75,10 @@ def test_one_version_is_exported_with_what_there_is_to_say_of_it(clone: Clone) -
     assert info["git_revision"].startswith(clone.run("git", "rev-parse", "HEAD").strip())
 
 
-def test_the_exported_network_answers_as_the_trained_one_and_reads_one_channel(clone: Clone) -> None:
+def test_the_exported_network_answers_as_the_trained_one(clone: Clone) -> None:
     import keras
     import numpy as np
     import tensorflow as tf
-    from tensorflow.core.protobuf import saved_model_pb2
 
     trained = keras.models.load_model(clone.folder / "models/unet.keras", compile=False)
     images = np.random.default_rng(0).normal(100, 20, (2, *trained.input_shape[1:])).astype(np.float32)
@@ -89,14 +88,6 @@ def test_the_exported_network_answers_as_the_trained_one_and_reads_one_channel(c
     np.testing.assert_allclose(
         served(images=tf.constant(images))["probabilities"], trained(images), atol=1e-5
     )
-    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
-    shapes = [
-        tf.make_ndarray(node.attr["value"].tensor).shape
-        for function in saved.meta_graphs[0].graph_def.library.function
-        for node in function.node_def
-        if node.name.endswith("folded_kernel")
-    ]
-    assert sorted(shapes) == [(3, 3, 1, 8), (7, 7, 1, 64)]
 
 
 def test_predictions_and_overlays_of_the_test_side_are_kept(clone: Clone) -> None:
