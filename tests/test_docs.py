@@ -10,6 +10,8 @@ what is needed excuses. tests/test_tutorial.py runs docs/tutorial.md as it stand
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import re
 import subprocess
@@ -195,7 +197,8 @@ def test_make_real_changes_parameters_that_exist() -> None:
     changes = re.findall(r'-S "?([\w.]+)=([^"\s]+)', plan)
     assert dict(changes)["data_load.source"] == str(ROOT / "tiles.zip")
     for name, value in changes:
-        section, key = name.split(".")
-        assert key in values[section]
-        values[section][key] = yaml.load(value)
+        *sections, key = name.split(".")
+        inside = functools.reduce(operator.getitem, sections, values)
+        assert key in inside
+        inside[key] = yaml.load(value)
     Params.model_validate(values)
