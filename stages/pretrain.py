@@ -156,6 +156,7 @@ def pretrain(
     model.save_weights(partial)
     partial.replace(weights)
     checkpoint.clear()
+    keras.mixed_precision.set_global_policy("float32")
     return metrics
 
 

@@ -67,6 +67,7 @@ def test_the_command_makes_them_and_goes_on_where_it_was_stopped(
     args = ["--out", str(out), "--steps", "0", "--tiles", "4", "--side", "32"]
     assert main(args) == 0
     assert "slim18.weights.h5: " in capsys.readouterr().out
+    assert keras.mixed_precision.global_policy().name == "float32", "what comes after is as before"
     first = (tmp_path / ".work/first.weights.h5").stat().st_mtime_ns
     assert main(args) == 0
     assert (tmp_path / ".work/first.weights.h5").stat().st_mtime_ns == first
