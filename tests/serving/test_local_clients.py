@@ -51,12 +51,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base_path = tmp_path_factory.mktemp("clients") / NAME
     save_half(base_path / "1", warmup=[1.0])  # else the first request may take longer than that
     port = free_port()
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, limit[1]))
-    try:
-        process = start(base_path, port, f"--rest_api_timeout_in_ms={1000 * PATIENCE:.0f}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    process = start(base_path, port, f"--rest_api_timeout_in_ms={1000 * PATIENCE:.0f}")
+    if hasattr(resource, "prlimit"):  # on Linux; of the server alone, as the tests may have more files open
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (FILES, hard))
     try:
         wait_until(lambda: is_up(f"http://127.0.0.1:{port}"))
         yield Server(port, psutil.Process(process.pid))
