@@ -7,10 +7,16 @@ of others. `make real` and the demo start from them: without internet, they take
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import logging
+import shutil
 import sys
 from pathlib import Path
 
 __all__ = ["compress", "main"]
+
+log = logging.getLogger(__name__)
 
 DECODER_FILTERS = (128, 64, 32, 16, 8)
 
@@ -25,14 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("pretrained/slim18.weights.h5"), metavar="FILE")
-    add("--steps", type=int, default=6000, metavar="N", help="batches of 8 (default: 6000)")
+    add("--steps", type=int, default=7000, metavar="N", help="batches, after the first 500 (default: 7000)")
     add("--tiles", type=int, default=3000, metavar="N", help="tiles to draw on (default: 3000)")
     add("--side", type=int, default=128, metavar="PIXELS", help="of the network's input (default: 128)")
     args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     import numpy as np
     from tqdm import tqdm
 
-    from stages.checkpoint import Checkpoint
+    from stages.checkpoint import Checkpoint, fingerprint
     from stages.errors import StageError
     from stages.lifelike import draw_lifelike_tile
     from stages.params import load_params
@@ -51,21 +58,26 @@ def main(argv: list[str] | None = None) -> int:
     )
     rng = np.random.default_rng(network.seed)
     images = [draw_lifelike_tile(rng) for _ in tqdm(range(args.tiles), desc="drawing tiles", unit="tile")]
-    settings = {"args": {name: str(value) for name, value in vars(args).items()}}
-    work = args.out.parent / ".work"
+    recipe = fingerprint([], args={**vars(args), "out": None}, train=network.model_dump(mode="json"))
+    # A folder for each recipe: a run that was stopped is gone on with, and never by another one.
+    name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    work = Path("models/checkpoint/pretrained_weights", name)
     first, last = work / "first.weights.h5", work / "last.weights.h5"
     plain = params.pretrain.model_copy(update={"weights": "none", "drawings": "plain", "steps": FIRST_STEPS})
     both = plain.model_copy(update={"weights": str(first), "drawings": "both", "steps": args.steps})
     try:
         for step, weights in ((plain, first), (both, last)):
-            checkpoint = Checkpoint(work / weights.name.partition(".")[0], settings)
+            if weights.exists():  # of this command, stopped after it
+                continue
+            checkpoint = Checkpoint(work / weights.name.partition(".")[0], recipe)
             checkpoint.begin(resume=True)
-            if not (weights == first and first.exists()):
-                print(pretrain(step, network, images, weights, checkpoint), flush=True)
+            log.info("%s", pretrain(step, network, images, weights, checkpoint))
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     compress(last, args.out)
+    shutil.rmtree(work)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     return 0
 

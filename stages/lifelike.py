@@ -12,16 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from stages.drawing import Plane, Rng, blank, gain, noise, soften, to_levels, to_mask
 from stages.synthetic import draw_defect
 from stages.tiles import CLASSES, GOOD_CLASS
 
 __all__ = ["DEFECT_CLASSES", "draw_any_defect", "draw_lifelike_defect", "draw_lifelike_tile"]
-
-Rng = np.random.Generator
-Plane = NDArray[np.float32]
 
 DEFECT_CLASSES = [name for name in CLASSES if name != GOOD_CLASS]
 PLAIN_SHARE = 0.25
@@ -41,10 +38,10 @@ def draw_lifelike_tile(rng: Rng, shorter: tuple[int, int] = (70, 130)) -> NDArra
     side = int(rng.integers(*shorter, endpoint=True))
     longer = round(side * rng.uniform(1.0, 1.8))
     height, width = (longer, side) if rng.random() < 0.7 else (side, longer)
-    marks = _noise(rng, (height, width), (height / rng.uniform(2, 20), rng.uniform(0.4, 1.5)))
-    grain = _noise(rng, (height, width), (rng.uniform(0.3, 1.0),) * 2)
-    cloud = _noise(rng, (height, width), (min(height, width) / rng.uniform(3, 6),) * 2)
-    across = _noise(rng, (1, width), (0, width / rng.uniform(6, 25)))
+    marks = noise(rng, (height, width), (height / rng.uniform(2, 20), rng.uniform(0.4, 1.5)))
+    grain = noise(rng, (height, width), (rng.uniform(0.3, 1.0),) * 2)
+    cloud = noise(rng, (height, width), (min(height, width) / rng.uniform(3, 6),) * 2)
+    across = noise(rng, (1, width), (0, width / rng.uniform(6, 25)))
     surface = (
         rng.uniform(1, 9) * marks
         + rng.uniform(1, 6) * grain
@@ -63,7 +60,7 @@ def draw_lifelike_tile(rng: Rng, shorter: tuple[int, int] = (70, 130)) -> NDArra
     for _ in range(rng.poisson(0.5)):  # stains: soft all around, which a defect is not
         surface += rng.normal(0, 9) * _spot(height, width, rng, rng.uniform(0.04, 0.2))
     light = rng.uniform(40, 215)
-    return _levels(light + surface * _gain(light))
+    return to_levels(light + surface * gain(light), darkest=1)
 
 
 def draw_any_defect(
@@ -97,15 +94,10 @@ def draw_lifelike_defect(
         The picture with the defect, and its mask, both (H, W) uint8; the mask is 0 or 255.
     """
     light = float(image.mean())
-    surface = ((image - light) / _gain(light)).astype(np.float32)
+    surface = ((image - light) / gain(light)).astype(np.float32)
     share, content = DRAWINGS[defect_class](surface, rng)
-    changed = image + share * (content - surface) * _gain(light)
-    return _levels(changed), ((share >= 0.5) * np.uint8(255)).astype(np.uint8)
-
-
-def _gain(light: float) -> float:
-    """Contrast at a mean grey level, 1 at mid exposure."""
-    return max(0.4, light / 130)
+    changed = image + share * (content - surface) * gain(light)
+    return to_levels(changed, darkest=1), to_mask(share)
 
 
 # Each drawing takes the surface without defect, in grey levels at mid exposure, and answers the share of
@@ -113,18 +105,18 @@ def _gain(light: float) -> float:
 
 
 def _blowhole(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(surface)
+    canvas, draw = blank(*surface.shape)
     height, width = surface.shape
     for _ in range(rng.integers(1, 3)):
         radius = max(2.2, rng.uniform(0.02, 0.05) * min(height, width))
         x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
         a, b = radius * rng.uniform(0.7, 1.4, 2)
         draw.ellipse([x - a, y - b, x + a, y + b], fill=255)
-    return _soft(canvas, 0.5), surface - np.float32(rng.uniform(45, 75))
+    return soften(canvas, 0.5), surface - np.float32(rng.uniform(45, 75))
 
 
 def _break(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(surface)
+    canvas, draw = blank(*surface.shape)
     height, width = surface.shape
     x, y = rng.choice([0.0, float(width)]), rng.uniform(0.0, 1.0) * height
     if rng.random() < 0.5:
@@ -138,11 +130,11 @@ def _break(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
         list(zip(x + a * radii * np.cos(angles), y + b * radii * np.sin(angles), strict=True)), fill=255
     )
     matt = _matt(surface, rng, grain=rng.uniform(3, 10))
-    return _soft(canvas, 0.6), matt - np.float32(rng.uniform(25, 65))
+    return soften(canvas, 0.6), matt - np.float32(rng.uniform(25, 65))
 
 
 def _crack(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(surface)
+    canvas, draw = blank(*surface.shape)
     height, width = surface.shape
     steps, side = 10, min(height, width)
     from_edge = rng.random() < 0.7
@@ -158,7 +150,7 @@ def _crack(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
         points += np.array([width, height]) * rng.uniform(0.4, 0.6, 2) - points.mean(axis=0)
     line = max(2, round(side * rng.uniform(0.008, 0.018)))
     draw.line([(float(x), float(y)) for x, y in points], fill=255, width=line)
-    return _soft(canvas, 0.4), surface - np.float32(rng.uniform(35, 75))
+    return soften(canvas, 0.4), surface - np.float32(rng.uniform(35, 75))
 
 
 def _fray(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
@@ -170,7 +162,7 @@ def _fray(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
 def _uneven(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
     height, width = surface.shape
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    wave = 0.03 * height * _normal(ndimage.gaussian_filter1d(rng.normal(0, 1, width), width / 8))
+    wave = 0.03 * height * noise(rng, (1, width), (0, width / 8))[0]
     kind = rng.choice(["band", "corner", "box"], p=[0.6, 0.15, 0.25])
     if kind == "band":
         inside = rows + wave < rng.uniform(0.15, 0.5) * height
@@ -180,8 +172,8 @@ def _uneven(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
         y, x = rng.uniform(0.3, 0.7) * height, rng.uniform(0.3, 0.7) * width
         a, b = rng.uniform(0.18, 0.3) * height, rng.uniform(0.18, 0.4) * width
         inside = ((rows + wave - y) / a) ** 4 + ((columns - x) / b) ** 4 < 1
-    share = _soft(inside[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(255), 0.8)
-    marks = _normal(ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), (height / 2, 0.8)))
+    share = soften(inside[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(255), 0.8)
+    marks = noise(rng, (height, width), (height / 2, 0.8))
     change = rng.choice([-1, 1]) * rng.uniform(8, 30)
     smooth = ndimage.gaussian_filter(surface, (height / 6, 2))
     content = smooth + rng.uniform(0, 0.5) * (surface - smooth) + rng.uniform(2, 9) * marks + change
@@ -204,33 +196,15 @@ def _blob(surface: Plane, rng: Rng, size: float, ragged: float) -> Plane:
     y, x = rng.uniform(0.05, 0.95) * height, rng.uniform(0.05, 0.95) * width
     a, b = size * min(height, width) * rng.uniform(0.75, 1.35, 2)
     distance = np.hypot((rows - y) / a, (columns - x) / b)
-    outline = _normal(ndimage.gaussian_filter(rng.normal(0, 1, surface.shape), min(height, width) / 14))
-    return _soft((distance + ragged * outline / 2 < 1) * np.float32(255), 0.8)
+    outline = noise(rng, (height, width), min(height, width) / 14)
+    return soften((distance + ragged * outline / 2 < 1) * np.float32(255), 0.8)
 
 
 def _matt(surface: Plane, rng: Rng, grain: float) -> Plane:
     """The surface without its marks, with the grain of a broken or rubbed one."""
-    rough = _normal(ndimage.gaussian_filter(rng.normal(0, 1, surface.shape), 1.0))
+    rough = noise(rng, surface.shape, 1.0)
     smooth = ndimage.gaussian_filter(surface, min(surface.shape) / 10)
     return np.asarray(smooth + grain * rough, np.float32)
-
-
-def _normal(noise: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Noise with deviation 1."""
-    normal: NDArray[np.floating] = noise / noise.std()
-    return normal
-
-
-def _canvas(surface: Plane) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    height, width = surface.shape
-    canvas = Image.new("L", (width, height))
-    return canvas, ImageDraw.Draw(canvas)
-
-
-def _soft(canvas: Image.Image | Plane, sigma: float) -> Plane:
-    """Softens the outline of 0 and 255 by `sigma` pixels, as a lens does; answers 0-1."""
-    soft = ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, sigma)
-    return np.asarray(soft, np.float32)
 
 
 def _spot(height: int, width: int, rng: Rng, size: float) -> Plane:
@@ -240,11 +214,3 @@ def _spot(height: int, width: int, rng: Rng, size: float) -> Plane:
     a, b = size * min(height, width) * rng.uniform(0.6, 1.6, 2)
     bell = np.exp(-(((rows - y) / a) ** 2 + ((columns - x) / b) ** 2) / 2)
     return np.asarray(bell, np.float32)
-
-
-def _noise(rng: Rng, shape: tuple[int, int], sigma: tuple[float, float]) -> Plane:
-    return np.asarray(_normal(ndimage.gaussian_filter(rng.normal(0, 1, shape), sigma)), np.float32)
-
-
-def _levels(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return np.clip(np.round(picture), 1, 255).astype(np.uint8)

@@ -13,17 +13,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
+from stages.drawing import Plane, Rng, blank, gain, noise, soften, to_levels, to_mask
 from stages.params import SyntheticParams
 from stages.tiles import CLASSES, GOOD_CLASS
 
 __all__ = ["draw_defect", "draw_surface", "write_synthetic"]
 
-Rng = np.random.Generator
-Plane = NDArray[np.float32]
 BRIGHTNESS = (70.0, 100.0, 130.0, 160.0, 190.0, 215.0)
 """Mean grey level of each exposure."""
 
@@ -77,8 +76,8 @@ def draw_defect(
     """
     height, width = image.shape
     shape, change = _defect(height, width, defect_class, rng)
-    changed = image.astype(np.float32) + change * shape * max(0.4, float(image.mean()) / 130)
-    return _levels(changed), _mask(shape)
+    changed = image.astype(np.float32) + change * shape * gain(float(image.mean()))
+    return to_levels(changed), to_mask(shape)
 
 
 def _exposures(
@@ -91,8 +90,8 @@ def _exposures(
         shape, change = _defect(height, width, name, rng)
     for exposure in rng.permutation(len(BRIGHTNESS))[: params.exposures]:
         light = BRIGHTNESS[exposure] + rng.normal(0, 5)
-        picture = light + (surface + change * shape) * max(0.4, light / 130) + rng.normal(0, 2, surface.shape)
-        yield _levels(picture), _mask(shape)
+        picture = light + (surface + change * shape) * gain(light) + rng.normal(0, 2, surface.shape)
+        yield to_levels(picture), to_mask(shape)
 
 
 def _defect(height: int, width: int, name: str, rng: Rng) -> tuple[Plane, Plane]:
@@ -108,29 +107,29 @@ def _defect(height: int, width: int, name: str, rng: Rng) -> tuple[Plane, Plane]
 
 
 def _blowhole(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(height, width)
+    canvas, draw = blank(height, width)
     for _ in range(rng.integers(1, 3)):
         radius = max(2.2, rng.uniform(0.025, 0.05) * min(height, width))
         x, y = rng.uniform(0.12, 0.88) * width, rng.uniform(0.12, 0.88) * height
         a, b = radius * rng.uniform(0.8, 1.4, 2)
         draw.ellipse([x - a, y - b, x + a, y + b], fill=255)
-    return _share(canvas, 0.5), _flat(height, width, -rng.uniform(45, 75))
+    return soften(canvas, 0.5), _flat(height, width, -rng.uniform(45, 75))
 
 
 def _break(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(height, width)
+    canvas, draw = blank(height, width)
     x, y = rng.choice([0.0, float(width)]), rng.uniform(0.15, 0.85) * height
     if rng.random() < 0.5:
         x, y = rng.uniform(0.15, 0.85) * width, rng.choice([0.0, float(height)])
     angles = np.sort(rng.uniform(0, 2 * np.pi, 14))
     radii = rng.uniform(0.1, 0.24, 14) * min(height, width)
     draw.polygon(list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles), strict=True)), fill=255)
-    rough = 12 * _noise(height, width, 1.0, rng)
-    return _share(canvas, 0.6), (rough - rng.uniform(40, 65)).astype(np.float32)
+    rough = 12 * noise(rng, (height, width), 1.0)
+    return soften(canvas, 0.6), (rough - rng.uniform(40, 65)).astype(np.float32)
 
 
 def _crack(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
-    canvas, draw = _canvas(height, width)
+    canvas, draw = blank(height, width)
     steps, angle = 10, rng.uniform(0, np.pi)
     length = rng.uniform(0.35, 0.75) * min(height, width) / steps
     turns = angle + np.cumsum(rng.normal(0, 0.35, steps))
@@ -139,12 +138,12 @@ def _crack(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
     draw.line(
         [(float(x), float(y)) for x, y in points], fill=255, width=max(2, round(min(height, width) / 60))
     )
-    return _share(canvas, 0.4), _flat(height, width, -rng.uniform(45, 75))
+    return soften(canvas, 0.4), _flat(height, width, -rng.uniform(45, 75))
 
 
 def _fray(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
     shape = _blob(height, width, rng, size=rng.uniform(0.12, 0.22), ragged=0.5)
-    change = 45 * _noise(height, width, 1.2, rng) + rng.uniform(10, 25)
+    change = 45 * noise(rng, (height, width), 1.2) + rng.uniform(10, 25)
     return shape, change.astype(np.float32)
 
 
@@ -159,34 +158,10 @@ def _blob(height: int, width: int, rng: Rng, size: float, ragged: float) -> Plan
     y, x = rng.uniform(0.25, 0.75) * height, rng.uniform(0.25, 0.75) * width
     a, b = size * min(height, width) * rng.uniform(0.75, 1.35, 2)
     distance = np.hypot((rows - y) / a, (columns - x) / b)
-    outline = ragged * _noise(height, width, min(height, width) / 14, rng)
+    outline = ragged * noise(rng, (height, width), min(height, width) / 14)
     inside: Plane = (distance + 0.5 * outline < 1).astype(np.float32)
-    return _share(inside * 255, 0.8)
-
-
-def _noise(height: int, width: int, sigma: float, rng: Rng) -> Plane:
-    smooth = ndimage.gaussian_filter(rng.normal(0, 1, (height, width)), sigma)
-    return np.asarray(smooth / smooth.std(), np.float32)
-
-
-def _canvas(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    canvas = Image.new("L", (width, height))
-    return canvas, ImageDraw.Draw(canvas)
-
-
-def _share(canvas: Image.Image | Plane, sigma: float) -> Plane:
-    """Softens the outline by `sigma` pixels, as a lens does."""
-    soft = ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, sigma)
-    return np.asarray(soft, np.float32)
+    return soften(inside * 255, 0.8)
 
 
 def _flat(height: int, width: int, change: float) -> Plane:
     return np.full((height, width), change, np.float32)
-
-
-def _levels(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
-
-
-def _mask(shape: Plane) -> NDArray[np.uint8]:
-    return ((shape >= 0.5) * np.uint8(255)).astype(np.uint8)

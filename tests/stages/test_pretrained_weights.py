@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -60,14 +61,21 @@ def test_packed_weights_load_and_answer_alike(tmp_path: Path, network: TrainPara
 def test_the_command_makes_them_and_goes_on_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("scripts.pretrained_weights.FIRST_STEPS", 0)
     monkeypatch.setattr("scripts.pretrained_weights.DECODER_FILTERS", (8, 8, 8, 8, 8))
-    out = tmp_path / "slim18.weights.h5"
-    args = ["--out", str(out), "--steps", "0", "--tiles", "4", "--side", "32"]
+    args = ["--steps", "0", "--tiles", "4", "--side", "32"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr("scripts.pretrained_weights.compress", lambda source, target: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(args)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.weights.h5")}
+    assert sorted(path.name for path in made) == ["first.weights.h5", "last.weights.h5"]
+    monkeypatch.setattr("stages.pretrain.pretrain", lambda *_: pytest.fail("that had been done"))
     assert main(args) == 0
     assert "slim18.weights.h5: " in capsys.readouterr().out
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.h5")] == [
+        "pretrained/slim18.weights.h5"
+    ]
     assert keras.mixed_precision.global_policy().name == "float32", "what comes after is as before"
-    first = (tmp_path / ".work/first.weights.h5").stat().st_mtime_ns
-    assert main(args) == 0
-    assert (tmp_path / ".work/first.weights.h5").stat().st_mtime_ns == first
