@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from scripts.memory import Memory, process_at
 from scripts.mutations import bombs, mutate, originals
+from scripts.servers import fault_parser
 from serving.client import TileClient
 from serving.client.ordered import ordered_map
 from serving.client.tile import Tile
@@ -298,26 +299,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.fuzz",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = fault_parser("scripts.fuzz", __doc__)
     add = parser.add_argument
-    default = Path("models", NAME)
-    add("--model_base_path", type=Path, default=default, metavar="DIR", help=f"default: {default}")
     add("--api", type=int, default=10_000, metavar="N", help="requests by the description (default: 10000)")
     add("--bodies", type=int, default=2_000, metavar="N", help="damaged bodies (default: 2000)")
     add("--images", type=int, default=2_000, metavar="N", help="damaged images (default: 2000)")
     add("--seed", type=int, default=1, metavar="N", help="default: 1")
     add("--timeout", type=float, default=30.0, metavar="S", help="longest wait for an answer (default: 30)")
-    add("--max_growth", type=float, default=64.0, metavar="MB", help="of memory (default: 64)")
-    args = parser.parse_args(argv)
-    if not args.model_base_path.is_dir():
-        parser.error(
-            f"no {args.model_base_path}; `dvc repro export` makes it, or name another --model_base_path"
-        )
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

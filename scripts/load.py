@@ -35,6 +35,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from scripts.memory import Memory, process_at
+from scripts.servers import fault_parser
 from serving.client.ordered import ordered_map
 from serving.up import free_port, running_server
 
@@ -305,14 +306,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.load",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = fault_parser("scripts.load", __doc__)
     add = parser.add_argument
-    default = Path("models", NAME)
-    add("--model_base_path", type=Path, default=default, metavar="DIR", help=f"default: {default}")
     add("--minutes", type=float, default=30.0, metavar="M", help="of the overload (default: 30)")
     add("--factor", type=float, default=1.5, metavar="X", help="of the rate (default: 1.5)")
     add(
@@ -320,19 +315,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--swaps", type=int, default=10, metavar="N", help="versions that come (default: 10)")
     add("--tiles", type=int, default=50, metavar="N", help="that are sent in turn (default: 50)")
-    add("--max_growth", type=float, default=64.0, metavar="MB", help="of memory (default: 64)")
     add(
         "--batching",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="the server with the settings of the image, or with its own (default: those of the image)",
     )
-    args = parser.parse_args(argv)
-    if not args.model_base_path.is_dir():
-        parser.error(
-            f"no {args.model_base_path}; `dvc repro export` makes it, or name another --model_base_path"
-        )
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

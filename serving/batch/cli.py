@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 from serving.client.arguments import counting, natural, seconds, threshold
 from serving.errors import ServingError
+from serving.program import ERROR, run_program
 
 __all__ = ["batch_parser", "main", "run"]
 
-ERROR, INTERRUPTED = 1, 130
 DESCRIPTION = """\
 Scores all tiles of a folder with an exported model, on all cores of this machine or a Ray cluster.
 It needs no server. For a handful of tiles, `python -m serving.client` is quicker to start.
@@ -59,18 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Runs as a program: ends at once after ^C or SIGTERM."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command goes on where it stopped\n")
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
-    sys.exit(code)
+    run_program(main, "the same command goes on where it stopped")
 
 
 def batch_parser() -> argparse.ArgumentParser:

@@ -7,21 +7,19 @@ import argparse
 import io
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from serving.client.arguments import counting, millimetres, natural, seconds, threshold
 from serving.client.defaults import DEFAULT_MODEL, DEFAULT_URL
 from serving.errors import ServingError
+from serving.program import ERROR, run_program
 
 __all__ = ["main", "run"]
 
-ERROR, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 DESCRIPTION = "Finds defects on magnetic tiles with a model server (see `python -m serving.up`)."
 EPILOG = """\
@@ -82,22 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Runs as a program: ends at once after ^C or SIGTERM, and quietly when its output is not read."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "\ninterrupted; what was written is complete, and with --out a new run goes on from it\n"
-        )
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # without waiting for requests in flight
-    except BrokenPipeError:
-        os._exit(PIPE_CLOSED)
-    sys.exit(code)
+    run_program(main, "what was written is complete, and with --out a new run goes on from it")
 
 
 def _parser() -> argparse.ArgumentParser:
