@@ -45,8 +45,7 @@ real: setup  ## The pipeline on the real archive, without internet: make real DA
 		-S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.drawings=both -S pretrain.steps=400 \
 		-S pretrain.learning_rate=0.0005 -S train.patience=24 \
 		-S train.backbone=slim18 -S train.backbone_weights=none -S "train.decoder_filters=[128,64,32,16,8]" \
-		-S "train.image_size=[160,160]" -S train.epochs=24 \
-		-S train.augment.zoom=0.15 -S train.mixed_precision=true
+		-S "train.image_size=[160,160]" -S train.epochs=24 -S train.mixed_precision=true
 
 clean:  ## Removes .venv
 	rm -rf $(VENV) $(VENV)-audit

@@ -53,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
             "decoder_filters": DECODER_FILTERS,
             "image_size": (args.side, args.side),
             "mixed_precision": True,
-            "augment": params.train.augment.model_copy(update={"zoom": 0.15}),
         }
     )
     rng = np.random.default_rng(network.seed)

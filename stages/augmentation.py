@@ -1,4 +1,4 @@
-"""Augmentation with keras-cv's mask-aware layers; the only module that imports them.
+"""Augmentation of images and their masks with keras-cv's layers; the only module that imports them.
 
 keras-cv is built on TensorFlow, so this runs in the input pipeline, never in the model.
 """
@@ -25,8 +25,8 @@ class Augmentation:
         common: dict[str, Any] = {"seed": 1, "dtype": "float32"}
         geometry = {"fill_mode": "constant", **common}
         self.params = params
-        self.rotation = params.rotation and cv.RandomRotation(params.rotation, **geometry)
         steps = [
+            params.rotation and cv.RandomRotation(params.rotation, **geometry),
             params.flip and cv.RandomFlip("horizontal_and_vertical", **common),
             params.shift and cv.RandomTranslation(params.shift, params.shift, **geometry),
             params.zoom and cv.RandomZoom(params.zoom, params.zoom, **geometry),
@@ -46,16 +46,13 @@ class Augmentation:
         Returns:
             Images and masks of the same shapes and ranges.
         """
-        batch: dict[str, Any] = {"images": images, "segmentation_masks": masks}
-        if self.rotation:
-            # This layer alone wants a channel for each class, and rounds them to integers.
-            both = 255 * np.concatenate([1 - masks, masks], axis=-1)
-            batch = _apply(self.rotation, {"images": images, "segmentation_masks": both}, rng)
-            batch["segmentation_masks"] = batch["segmentation_masks"][..., 1:] / 255
+        # A mask is a second channel: as `segmentation_masks` the layers would take the nearest pixel,
+        # and lose cracks that are one pixel wide.
+        both = np.concatenate([images, 255 * masks], axis=-1)
         for step in self.steps:
-            batch = _apply(step, batch, rng)
-        changed = self._light(np.asarray(batch["images"], np.float32), rng)
-        return changed, np.asarray(batch["segmentation_masks"], np.float32)
+            step._random_generator.reset_from_seed(int(rng.integers(2**31)))
+            both = np.asarray(step(both, training=True), np.float32)
+        return self._light(both[..., :1], rng), np.clip(both[..., 1:] / 255, 0, 1)
 
     def _light(self, images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         """Brightness, contrast, noise, of the tile alone. Those of keras-cv can't be seeded."""
@@ -73,9 +70,3 @@ class Augmentation:
         lit += np.float32(params.noise) * rng.standard_normal(lit.shape, np.float32)
         # What was not black does not get so: rows and columns of black are no tile to the network.
         return np.where(inside, np.clip(lit, np.minimum(images, 1), 255), np.float32(0))
-
-
-def _apply(layer: Any, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    layer._random_generator.reset_from_seed(int(rng.integers(2**31)))
-    changed: dict[str, Any] = layer(batch, training=True)
-    return changed
