@@ -44,7 +44,7 @@ real: setup  ## The pipeline on the real archive, without internet: make real DA
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
 		-S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.drawings=both -S pretrain.steps=400 \
 		-S pretrain.learning_rate=0.0005 -S train.patience=24 \
-		-S train.backbone=slim18 -S train.backbone_weights=none -S "train.decoder_filters=[128,64,32,16,8]" \
+		-S train.backbone=slim18 -S train.backbone_weights=none -S "train.decoder_filters=[128,64,32,16,16]" \
 		-S "train.image_size=[160,160]" -S train.epochs=24 -S train.mixed_precision=true
 
 clean:  ## Removes .venv

@@ -32,7 +32,7 @@ SETTINGS = (
     "train.backbone=slim18",
     "train.backbone_weights=none",
     "train.image_size=[96,96]",
-    "train.decoder_filters=[128,64,32,16,8]",
+    "train.decoder_filters=[128,64,32,16,16]",
     "train.learning_rate=0.001",
     "train.epochs=10",
 )

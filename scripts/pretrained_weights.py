@@ -18,7 +18,7 @@ __all__ = ["compress", "main"]
 
 log = logging.getLogger(__name__)
 
-DECODER_FILTERS = (128, 64, 32, 16, 8)
+DECODER_FILTERS = (128, 64, 32, 16, 16)
 
 FIRST_STEPS = 500
 """With plain defects; lifelike ones teach random weights nothing."""
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, default=Path("pretrained/slim18.weights.h5"), metavar="FILE")
     add("--steps", type=int, default=7000, metavar="N", help="batches, after the first 500 (default: 7000)")
     add("--tiles", type=int, default=3000, metavar="N", help="tiles to draw on (default: 3000)")
-    add("--side", type=int, default=128, metavar="PIXELS", help="of the network's input (default: 128)")
+    add("--side", type=int, default=160, metavar="PIXELS", help="of the network's input (default: 160)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     import numpy as np
@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         }
     )
     rng = np.random.default_rng(network.seed)
-    images = [draw_lifelike_tile(rng) for _ in tqdm(range(args.tiles), desc="drawing tiles", unit="tile")]
+    shorter = (args.side // 2, args.side)
+    number = tqdm(range(args.tiles), desc="drawing tiles", unit="tile")
+    images = [draw_lifelike_tile(rng, shorter) for _ in number]
     recipe = fingerprint([], args={**vars(args), "out": None}, train=network.model_dump(mode="json"))
     # A folder for each recipe: a run that was stopped is gone on with, and never by another one.
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]

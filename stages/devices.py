@@ -63,7 +63,9 @@ class Shares(keras.utils.PyDataset):  # type: ignore[misc]
     """
 
     def __init__(self, batches: keras.utils.PyDataset, model: keras.Model) -> None:
-        super().__init__()
+        # With one thread Keras leaves prefetching to tf.data, whose tuning thread wakes up so seldom that
+        # each epoch would wait for it, up to as long as it has run (Keras 3.15, TensorFlow 2.21).
+        super().__init__(workers=2)
         self.batches = batches
         strategy = getattr(model, "distribute_strategy", None)
         self.count = strategy.num_replicas_in_sync if strategy else 1

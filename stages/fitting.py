@@ -48,7 +48,7 @@ def compile_model(
                 ema_momentum=params.ema_momentum,
                 ema_overwrite_frequency=averaged,
             ),
-            loss=SegmentationLoss(params.dice_weight, params.focal_gamma),
+            loss=SegmentationLoss(params.dice_weight, params.focal_gamma, params.answer_weight),
             metrics=[PooledDice()],
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["SegmentationLoss", "focal_cross_entropy", "soft_dice_loss"]
+__all__ = ["SegmentationLoss", "answer_loss", "focal_cross_entropy", "soft_dice_loss"]
 
 EPSILON = 1e-6
 
@@ -44,22 +44,48 @@ def soft_dice_loss(truth: Any, probability: Any) -> Any:
     return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
 
 
-class SegmentationLoss(keras.losses.Loss):  # type: ignore[misc]
-    """dice_weight * soft_dice_loss + (1 - dice_weight) * 10 * focal_cross_entropy.
+def answer_loss(truth: Any, probability: Any) -> Any:
+    """Mean over images of the cross-entropy of the one pixel that decides on the image.
 
+    A tile is called defective where any pixel is: of a good image that is its most probable pixel, which
+    should be none; of an image with a defect, the most probable one within the defect.
+
+    Args:
+        truth: (N, H, W, 1) float, 0-1.
+        probability: (N, H, W, 1) float, 0-1.
+    """
+    p = ops.clip(probability, EPSILON, 1.0 - EPSILON)
+    inside = ops.cast(truth > 0, p.dtype)
+    defective = ops.max(inside, axis=(1, 2, 3))
+    found, alarm = ops.max(p * inside, axis=(1, 2, 3)), ops.max(p, axis=(1, 2, 3))
+    found = ops.maximum(found, EPSILON)
+    return -ops.mean(defective * ops.log(found) + (1.0 - defective) * ops.log(1.0 - alarm))
+
+
+class SegmentationLoss(keras.losses.Loss):  # type: ignore[misc]
+    """Dice and focal cross-entropy of all pixels, and that of the pixels that decide.
+
+    dice_weight * soft_dice_loss + (1 - dice_weight) * 10 * focal_cross_entropy + answer_weight * answer_loss.
     The factor 10 brings the focal term, a mean over mostly easy pixels, to the size of the Dice term.
     """
 
-    def __init__(self, dice_weight: float, focal_gamma: float) -> None:
+    def __init__(self, dice_weight: float, focal_gamma: float, answer_weight: float = 0.0) -> None:
         super().__init__(name="segmentation_loss")
         self.dice_weight = dice_weight
         self.focal_gamma = focal_gamma
+        self.answer_weight = answer_weight
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         truth, probability = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
         focal = 10.0 * focal_cross_entropy(truth, probability, self.focal_gamma)
         total = self.dice_weight * soft_dice_loss(truth, probability) + (1.0 - self.dice_weight) * focal
+        if self.answer_weight:
+            total += self.answer_weight * answer_loss(truth, probability)
         return ops.reshape(total, (1,))  # Keras divides by the number of devices, but not a scalar
 
     def get_config(self) -> dict[str, Any]:
-        return {"dice_weight": self.dice_weight, "focal_gamma": self.focal_gamma}
+        return {
+            "dice_weight": self.dice_weight,
+            "focal_gamma": self.focal_gamma,
+            "answer_weight": self.answer_weight,
+        }

@@ -151,7 +151,7 @@ class TrainParams(Section):
         image_size: height and width of the model's input, in pixels, multiples of 32.
         backbone: encoder of the UNet.
         backbone_weights: `imagenet`, `none`, or the path of a weights file.
-        decoder_filters: channels of the decoder, from stride 16 down to stride 1.
+        decoder_filters: channels of the decoder, from stride 16 down to stride 2, and of its last stage.
         frozen_epochs: epochs with a frozen backbone before all is trained; only with weights.
         epochs: epochs at most, after the frozen ones.
         patience: epochs without a better validation Dice until training stops.
@@ -164,6 +164,7 @@ class TrainParams(Section):
             with; 0 for off. Validation Dice jumps about without it.
         dice_weight: share of the Dice loss, the rest is focal cross-entropy.
         focal_gamma: exponent of the focal cross-entropy, 0 for the plain one.
+        answer_weight: weight of the loss of each image's deciding pixel, beside those of all pixels.
         good_ratio: good images per defect image and epoch.
         drawn: share of those on which a defect is drawn, as in pretraining.
         pasted: share of all images that get a defect of another tile.
@@ -189,6 +190,7 @@ class TrainParams(Section):
     ema_momentum: float = Field(ge=0.0, lt=1.0)
     dice_weight: Fraction
     focal_gamma: float = Field(ge=0.0)
+    answer_weight: float = Field(ge=0.0)
     good_ratio: float = Field(ge=0.0)
     drawn: Fraction
     pasted: Fraction

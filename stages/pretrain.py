@@ -2,8 +2,9 @@
 
 Random weights alone do not get going on the few hundred real defects; a backbone that has learnt
 elsewhere does, so this is left out for it. Each example is a good tile of the train side with one
-or no defect drawn on it, at the tile's own size, and then brought to the network's input as a
-whole: what is learnt on windows of it does not carry over.
+or no defect drawn on it, as a whole: what is learnt on windows of it does not carry over. It is
+drawn on at the size in which the network sees it, which takes a quarter of the time that it takes
+at the size of a photograph.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from serving.preprocessing import letterbox, read_image
+from serving.preprocessing import letterbox, placement, read_image, resize
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.devices import Shares, placed_on
@@ -38,6 +39,7 @@ UNTOUCHED_SHARE = 0.2
 """Share of the examples on which nothing is drawn."""
 
 NETWORK = {
+    "answer_weight",
     "augment",
     "backbone",
     "backbone_weights",
@@ -79,7 +81,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         seed: int,
     ) -> None:
         super().__init__()
-        self.images = images
+        self.images = [_seen(image, size) for image in images]
         self.size = size
         self.params = params
         self.augment = augment
@@ -101,6 +103,12 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
         if rng.random() >= UNTOUCHED_SHARE:
             image, mask = draw_any_defect(image, rng, PLAIN_SHARE if self.params.drawings == "both" else 1.0)
         return letterbox(image, self.size)[0], letterbox(mask, self.size)[0]
+
+
+def _seen(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A tile in the size that it has in the network's input."""
+    small = resize(image.astype(np.float32), placement(*image.shape, size))
+    return np.round(small).astype(np.uint8)
 
 
 def pretrain(

@@ -37,6 +37,7 @@ SMALLEST = TrainParams(
     ema_momentum=0.0,
     dice_weight=0.7,
     focal_gamma=1.0,
+    answer_weight=0.0,
     good_ratio=0.5,
     drawn=0.0,
     pasted=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -96,6 +97,18 @@ def test_a_batch_depends_on_the_generator_and_not_on_what_was_drawn_before(masks
             assert np.array_equal(first[0], repeated[0])
             assert np.array_equal(first[1], repeated[1])
         assert not np.array_equal(first[0], other[0])
+
+
+def test_threads_that_share_one_get_what_each_would_get_alone(masks: np.ndarray) -> None:
+    shared = Augmentation(only(*GEOMETRY))
+
+    def batch(seed: int) -> np.ndarray:
+        return shared(100 + 60 * masks, masks, np.random.default_rng(seed))[1]
+
+    alone = [batch(seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(batch, range(40)))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_steps_are_drawn_independently() -> None:

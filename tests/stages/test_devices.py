@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
+
+from stages.devices import Shares
+from stages.fitting import follow_epochs
+
 
 def test_training_on_two_devices(tmp_path: Path) -> None:
     file = Path(__file__).with_name("two_devices.py")
@@ -21,3 +27,39 @@ def test_training_on_two_devices(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=file.parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "5 passed" in done.stdout
+
+
+class Recorded(keras.utils.PyDataset):  # type: ignore[misc]
+    """Seven batches of numbers, and who has asked for which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch = 0
+        self.asked: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        self.asked.append((self.epoch, index))
+        numbers = np.full((4, 1), 100 * self.epoch + index, np.float32)
+        return numbers, numbers
+
+
+def test_threads_that_fetch_ahead_take_each_batch_once_and_none_of_the_next_epoch() -> None:
+    batches, model = Recorded(), keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(
+        Shares(batches, model),
+        initial_epoch=3,
+        epochs=6,
+        callbacks=[follow_epochs(batches)],
+        shuffle=False,
+        verbose=0,
+    )
+    once = [(epoch, index) for epoch in (3, 4, 5) for index in range(7)]
+    looked_at = [asked for asked in batches.asked if asked[0] < 3]  # for shapes, before the first epoch
+    assert sorted(batches.asked[len(looked_at) :]) == once
+    for epoch in (3, 4, 5):
+        start = len(looked_at) + 7 * (epoch - 3)
+        assert {asked[0] for asked in batches.asked[start : start + 7]} == {epoch}

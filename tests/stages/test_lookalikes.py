@@ -46,6 +46,24 @@ def test_a_picture_without_structure_is_like_none(tmp_path: Path) -> None:
     assert find_lookalikes(tmp_path, stored(tmp_path, [("a", flat), ("b", flat)]), 0.5) == []
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9])
+def test_no_pair_is_lost_to_the_sketches_that_are_compared_first(tmp_path: Path, threshold: float) -> None:
+    rng = np.random.default_rng(0)
+    pieces = [surface(seed) for seed in range(4)]
+    # Of each piece some pictures with more and more noise, whose likeness goes down to nothing.
+    pictures = [
+        piece + rng.normal(0, noise, piece.shape) for piece in pieces for noise in (0, 2, 5, 10, 20, 40)
+    ]
+    tiles = stored(tmp_path, [(str(index), picture) for index, picture in enumerate(pictures)])
+    fine = np.stack([structure(np.clip(picture, 0, 255).astype(np.uint8)).ravel() for picture in pictures])
+    alike = fine @ fine.T
+    expected = [(int(i), int(j)) for i, j in np.argwhere(alike >= threshold) if i < j]
+    assert expected
+    found = find_lookalikes(tmp_path, tiles, threshold)
+    assert [pair[:2] for pair in found] == expected
+    assert [pair[2] for pair in found] == pytest.approx([alike[pair] for pair in expected], abs=1e-5)
+
+
 def test_pairs_are_those_of_two_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = stored(
         tmp_path,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from stages.losses import SegmentationLoss, focal_cross_entropy, soft_dice_loss
+from stages.losses import SegmentationLoss, answer_loss, focal_cross_entropy, soft_dice_loss
 
 SHAPE = (2, 3, 4, 1)
 fractions = st.lists(st.floats(0, 1, width=32), min_size=24, max_size=24).map(
@@ -87,7 +87,7 @@ def test_gradients_flow_and_point_towards_the_truth(gamma: float) -> None:
 def test_a_sure_and_wrong_answer_has_a_finite_loss_and_gradient(wrong: float) -> None:
     found = tf.Variable(column(wrong, wrong))
     with tf.GradientTape() as tape:
-        loss = SegmentationLoss(0.5, 1.0)(column(1 - wrong, 1 - wrong), found)
+        loss = SegmentationLoss(0.5, 1.0, 0.1)(column(1 - wrong, 1 - wrong), found)
     assert math.isfinite(float(loss))
     assert np.isfinite(tape.gradient(loss, found).numpy()).all()
 
@@ -100,6 +100,20 @@ def test_the_loss_mixes_both_terms_by_their_weight(dice_weight: float) -> None:
     assert loss == pytest.approx(dice_weight * dice + (1 - dice_weight) * 10 * focal, rel=1e-5)
 
 
+def test_the_answer_of_an_image_is_that_of_its_deciding_pixel() -> None:
+    good, alarm = np.zeros((1, 2, 2, 1), np.float32), np.array([0.1, 0.2, 0.7, 0.3], np.float32)
+    defect = np.array([1, 0.2, 0, 0], np.float32)
+    as_image = (1, 2, 2, 1)
+    assert float(answer_loss(good, alarm.reshape(as_image))) == pytest.approx(-math.log(0.3), rel=1e-5)
+    # Of a defect the best pixel within it counts, not the better one beside it.
+    found = float(answer_loss(defect.reshape(as_image), alarm.reshape(as_image)))
+    assert found == pytest.approx(-math.log(0.2), rel=1e-5)
+    both = np.concatenate([good, defect.reshape(as_image)]), np.concatenate([alarm.reshape(as_image)] * 2)
+    assert float(answer_loss(*both)) == pytest.approx(-math.log(0.3 * 0.2) / 2, rel=1e-5)
+    weighed, plain = (float(SegmentationLoss(0.3, 1.0, weight)(*both)) for weight in (0.2, 0.0))
+    assert weighed - plain == pytest.approx(0.2 * float(answer_loss(*both)), rel=1e-4)
+
+
 def test_half_precision_is_summed_in_single_precision() -> None:
     # float16 ends at 65504; the sums over a batch go beyond.
     truth, found = np.ones((2, 256, 256, 1), np.float16), np.ones((2, 256, 256, 1), np.float16)
@@ -107,7 +121,7 @@ def test_half_precision_is_summed_in_single_precision() -> None:
 
 
 def test_the_loss_comes_back_from_its_config() -> None:
-    loss = SegmentationLoss(0.3, 2.0)
+    loss = SegmentationLoss(0.3, 2.0, 0.1)
     again = SegmentationLoss.from_config(loss.get_config())
     assert isinstance(again, keras.losses.Loss)
-    assert (again.dice_weight, again.focal_gamma) == (0.3, 2.0)
+    assert (again.dice_weight, again.focal_gamma, again.answer_weight) == (0.3, 2.0, 0.1)
