@@ -107,7 +107,8 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
 
 def _seen(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """A tile in the size that it has in the network's input."""
-    small = resize(image.astype(np.float32), placement(*image.shape, size))
+    height, width = image.shape
+    small = resize(image.astype(np.float32), placement(height, width, size))
     return np.round(small).astype(np.uint8)
 
 
