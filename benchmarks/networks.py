@@ -19,7 +19,7 @@ from benchmarks.timing import measure
 
 __all__ = ["main"]
 
-DECODERS = ["256,128,64,32,16", "128,64,32,16,8", "64,32,16,8,8"]
+DECODERS = ["256,128,64,32,32", "128,64,32,16,16", "64,32,16,8,8"]
 
 
 def main(argv: list[str] | None = None) -> int:
