@@ -35,7 +35,7 @@ class Augmentation:
             params.zoom and cv.RandomZoom(params.zoom, params.zoom, **geometry),
         ]
         self.steps = [step for step in steps if step]
-        # One graph: run op by op, the steps take four times as long.
+        # One graph: run op by op, the steps take twice as long.
         self.geometry = tf.function(self._move)
         self.lock = threading.Lock()
 
