@@ -163,6 +163,7 @@ def table(results: Sequence[Metrics]) -> str:
         if not values:
             continue
         low, high = mean_interval(values)
+        low, high = max(low, 0.0), min(high, 1.0)  # all figures are shares
         spread = f"{low:.3f} to {high:.3f}" if len(values) > 1 else "one run tells none"
         runs = ", ".join(f"{value:.3f}" for value in values)
         lines.append(f"| {name} | {statistics.fmean(values):.3f} | {spread} | {runs} |")
