@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from serving.preprocessing import read_image
 from stages.dataset import read_mask
+from stages.lookalikes import details
 from stages.tiles import Tile, read_tiles
 
 __all__ = ["Agreement", "agreement", "coincide", "main"]
@@ -100,7 +100,7 @@ def agreement(data: Path, tiles: Sequence[Tile], likeness: float) -> tuple[dict[
     found["all"] = Agreement()
     apart = 0
     for (name, _), exposures in tqdm(groups.items(), desc="comparing masks", unit="tile"):
-        pictures = [_fine(read_image(data / tile.image)) for tile in exposures]
+        pictures = [details(read_image(data / tile.image).astype(np.float32)) for tile in exposures]
         masks = [read_mask(data / tile.mask) > 0 for tile in exposures]
         for one, other in itertools.combinations(range(len(exposures)), 2):
             places = coincide(pictures[one], pictures[other], likeness)
@@ -145,13 +145,6 @@ def coincide(
     if not all(part.std() for part in parts) or np.corrcoef(*parts)[0, 1] < likeness:
         return None
     return (first[0], first[1]), (second[0], second[1])
-
-
-def _fine(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What light and exposure leave alone of a picture."""
-    relative = picture / np.float32(max(1.0, float(picture.mean())))
-    fine = ndimage.gaussian_filter(relative, 1) - ndimage.gaussian_filter(relative, 6)
-    return np.asarray(fine, np.float32)
 
 
 if __name__ == "__main__":

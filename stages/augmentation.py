@@ -55,7 +55,7 @@ class Augmentation:
         # A mask is a second channel: as `segmentation_masks` the layers would take the nearest pixel,
         # and lose cracks that are one pixel wide.
         both = np.concatenate([images, 255 * masks], axis=-1)
-        if self.params.flip:  # the layer for it would take as long as all others together
+        if self.params.flip:  # the layer for it takes nearly as long as all others together
             for axis in (1, 2):
                 turned = rng.random(len(both)) < 0.5
                 both[turned] = np.flip(both[turned], axis)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from serving.preprocessing import read_image
 from stages.tiles import Tile
 
-__all__ = ["find_lookalikes", "merge_lookalikes", "structure"]
+__all__ = ["details", "find_lookalikes", "merge_lookalikes", "structure"]
 
 SIDE = 96
 MARGIN = 6
@@ -42,6 +42,11 @@ ROUNDING = 1e-4
 """What single precision may take from a sum of products; nothing is lost to it."""
 
 
+def details(gray: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What light and exposure leave alone of grey levels, (H, W) float32: structures of 1 to 6 pixels."""
+    return np.asarray(ndimage.gaussian_filter(gray, 1) - ndimage.gaussian_filter(gray, 6), np.float32)
+
+
 def structure(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Fine structure of a picture, without light and exposure.
 
@@ -53,8 +58,7 @@ def structure(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     """
     small = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX)
     gray = np.asarray(small, np.float32)
-    fine = ndimage.gaussian_filter(gray, 1) - ndimage.gaussian_filter(gray, 6)
-    fine = fine[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    fine = details(gray)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     fine = fine - fine.mean()
     return np.asarray(fine / max(float(np.linalg.norm(fine)), 1e-6), np.float32)
 

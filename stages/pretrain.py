@@ -3,8 +3,7 @@
 Random weights alone do not get going on the few hundred real defects; a backbone that has learnt
 elsewhere does, so this is left out for it. Each example is a good tile of the train side with one
 or no defect drawn on it, as a whole: what is learnt on windows of it does not carry over. It is
-drawn on at the size in which the network sees it, which takes a quarter of the time that it takes
-at the size of a photograph.
+drawn on at the size in which the network sees it, which has far fewer pixels than the photograph.
 """
 
 from __future__ import annotations
