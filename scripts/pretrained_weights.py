@@ -2,6 +2,7 @@
 
 No picture of a real tile goes into them, so that no split of real tiles can leak through them, and no weights
 of others. `make real` and the demo start from them: without internet, they take the place of ImageNet's.
+It runs on any backend of Keras: KERAS_BACKEND=jax where JAX has a GPU, with --workers to feed it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("pretrained/slim18.weights.h5"), metavar="FILE")
-    add("--steps", type=int, default=7000, metavar="N", help="batches, after the first 500 (default: 7000)")
-    add("--tiles", type=int, default=3000, metavar="N", help="tiles to draw on (default: 3000)")
-    add("--side", type=int, default=160, metavar="PIXELS", help="of the network's input (default: 160)")
+    add("--steps", type=int, default=9000, metavar="N", help="batches, after the first 500 (default: 9000)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images in them (default: 16)")
+    add("--tiles", type=int, default=4000, metavar="N", help="tiles to draw on (default: 4000)")
+    add("--side", type=int, default=256, metavar="PIXELS", help="of the network's input (default: 256)")
+    add("--workers", type=int, default=1, metavar="N", help="processes that draw, 1 for threads (default: 1)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     import numpy as np
@@ -53,19 +56,22 @@ def main(argv: list[str] | None = None) -> int:
             "decoder_filters": DECODER_FILTERS,
             "image_size": (args.side, args.side),
             "mixed_precision": True,
+            "workers": args.workers,
         }
     )
     rng = np.random.default_rng(network.seed)
-    shorter = (args.side // 2, args.side)
+    shorter = (25 * args.side // 64, args.side)  # scales as different as those of real tiles in an input
     number = tqdm(range(args.tiles), desc="drawing tiles", unit="tile")
     images = [draw_lifelike_tile(rng, shorter) for _ in number]
-    recipe = fingerprint([], args={**vars(args), "out": None}, train=network.model_dump(mode="json"))
+    settings = {**vars(args), "out": None, "workers": None}  # neither decides the weights
+    recipe = fingerprint([], args=settings, train=network.model_dump(mode="json"))
     # A folder for each recipe: a run that was stopped is gone on with, and never by another one.
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     work = Path("models/checkpoint/pretrained_weights", name)
     first, last = work / "first.weights.h5", work / "last.weights.h5"
     plain = params.pretrain.model_copy(update={"weights": "none", "drawings": "plain", "steps": FIRST_STEPS})
     both = plain.model_copy(update={"weights": str(first), "drawings": "both", "steps": args.steps})
+    both = both.model_copy(update={"batch_size": args.batch_size})
     try:
         for step, weights in ((plain, first), (both, last)):
             if weights.exists():  # of this command, stopped after it

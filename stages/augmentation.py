@@ -1,47 +1,34 @@
-"""Augmentation of images and their masks with keras-cv's layers; the only module that imports them.
+"""Augmentation of images and their masks alike, without a backend: whatever the network trains on.
 
-keras-cv is built on TensorFlow, so this runs in the input pipeline, never in the model.
+All that moves a tile is one map, and each pixel is interpolated once: a layer for each step would blur
+thin cracks three times, and take as long. Pillow does it, which leaves other threads their turn.
 """
 
 from __future__ import annotations
 
-import threading
-from typing import Any
+import math
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.params import AugmentParams
 
 __all__ = ["Augmentation"]
 
+Batch = NDArray[np.float32]
+
 
 class Augmentation:
-    """Changes images and masks alike at random; each strength of 0 leaves its step out.
+    """Changes images and masks at random; each strength of 0 leaves its step out.
 
     Several threads may share one.
     """
 
     def __init__(self, params: AugmentParams) -> None:
-        import keras_cv.layers as cv
-        import tensorflow as tf
-
-        # Single precision whatever the network has. With a seed a layer has a generator of its own.
-        geometry: dict[str, Any] = {"fill_mode": "constant", "seed": 1, "dtype": "float32"}
         self.params = params
-        steps = [
-            params.rotation and cv.RandomRotation(params.rotation, **geometry),
-            params.shift and cv.RandomTranslation(params.shift, params.shift, **geometry),
-            params.zoom and cv.RandomZoom(params.zoom, params.zoom, **geometry),
-        ]
-        self.steps = [step for step in steps if step]
-        # One graph: run op by op, the steps take twice as long.
-        self.geometry = tf.function(self._move)
-        self.lock = threading.Lock()
 
-    def __call__(
-        self, images: NDArray[np.float32], masks: NDArray[np.float32], rng: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def __call__(self, images: Batch, masks: Batch, rng: np.random.Generator) -> tuple[Batch, Batch]:
         """Augments a batch.
 
         Args:
@@ -52,38 +39,56 @@ class Augmentation:
         Returns:
             Images and masks of the same shapes and ranges.
         """
-        # A mask is a second channel: as `segmentation_masks` the layers would take the nearest pixel,
-        # and lose cracks that are one pixel wide.
-        both = np.concatenate([images, 255 * masks], axis=-1)
-        if self.params.flip:  # the layer for it takes nearly as long as all others together
-            for axis in (1, 2):
-                turned = rng.random(len(both)) < 0.5
-                both[turned] = np.flip(both[turned], axis)
-        seeds = rng.integers(2**31, size=len(self.steps))
-        with self.lock:  # from the seeds to what is drawn from them
-            for step, seed in zip(self.steps, seeds, strict=True):
-                step._random_generator.reset_from_seed(int(seed))
-            both = np.asarray(self.geometry(both), np.float32)
-        return self._light(both[..., :1], rng), np.clip(both[..., 1:] / 255, 0, 1)
+        if self._moves():
+            maps = self._maps(len(images), images.shape[1], images.shape[2], rng)
+            images, masks = _moved(images, maps), _moved(masks, maps)
+        return self._light(images, rng), masks
 
-    def _move(self, both: Any) -> Any:
-        for step in self.steps:
-            both = step(both, training=True)
-        return both
+    def _moves(self) -> bool:
+        params = self.params
+        return params.flip or any((params.rotation, params.shift, params.zoom))
 
-    def _light(self, images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Brightness, contrast, noise, of the tile alone. Those of keras-cv can't be seeded."""
+    def _maps(self, number: int, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Random maps (N, 2, 3) from a pixel of the result to where it comes from, in (x, y, 1).
+
+        About the middle: mirrored, larger or smaller in each direction, turned, and shifted.
+        """
+        params, sides = self.params, np.array([width, height], np.float64)
+        scale = 1 + rng.uniform(-params.zoom, params.zoom, (number, 2))
+        if params.flip:
+            scale *= rng.choice([-1.0, 1.0], (number, 2))
+        angle = 2 * math.pi * rng.uniform(-params.rotation, params.rotation, number)
+        shift = params.shift * rng.uniform(-1, 1, (number, 2)) * sides
+        turn = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1)
+        linear = turn.reshape(-1, 2, 2) * scale[:, :, None]
+        origin = sides / 2 - np.einsum("nij,nj->ni", linear, sides / 2 + shift)
+        return np.concatenate([linear, origin[:, :, None]], axis=-1)
+
+    def _light(self, images: Batch, rng: np.random.Generator) -> Batch:
+        """Brightness, contrast, noise, of the tile alone."""
         inside = images.any(axis=1, keepdims=True) & images.any(axis=2, keepdims=True)
-        pixels = np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
+        pixels = np.maximum(inside.sum(axis=(1, 2, 3), keepdims=True), 1)
         params, shape = self.params, (len(images), 1, 1, 1)
 
-        def change(strength: float) -> NDArray[np.float32]:
+        def change(strength: float) -> Batch:
             return rng.uniform(-strength, strength, shape).astype(np.float32)
 
         lit = 255 * (images / 255) ** np.exp(change(params.gamma))
         lit = np.clip(lit + 255 * change(params.brightness), 0, 255)
-        mean = (lit * inside).sum(axis=(1, 2), keepdims=True) / pixels
+        mean = (lit * inside).sum(axis=(1, 2, 3), keepdims=True) / pixels
         lit += change(params.contrast) * (lit - mean)
-        lit += np.float32(params.noise) * rng.standard_normal(lit.shape, np.float32)
+        if params.noise:
+            lit += np.float32(params.noise) * rng.standard_normal(lit.shape, np.float32)
         # What was not black does not get so: rows and columns of black are no tile to the network.
         return np.where(inside, np.clip(lit, np.minimum(images, 1), 255), np.float32(0))
+
+
+def _moved(planes: Batch, maps: NDArray[np.float64]) -> Batch:
+    """Planes (N, H, W, 1) looked up where their maps point; 0 from outside."""
+    size = planes.shape[2], planes.shape[1]
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    pictures = [
+        Image.fromarray(plane).transform(size, affine, tuple(one.ravel()), bilinear)
+        for plane, one in zip(planes[..., 0], maps, strict=True)
+    ]
+    return np.stack([np.asarray(picture, np.float32) for picture in pictures])[..., None]

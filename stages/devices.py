@@ -60,12 +60,15 @@ class Shares(keras.utils.PyDataset):  # type: ignore[misc]
     Args:
         batches: of (images, masks), both (n, H, W, 1).
         model: built in `placed_on`.
+        workers: processes that make the batches; with 1 it is two threads of this process.
     """
 
-    def __init__(self, batches: keras.utils.PyDataset, model: keras.Model) -> None:
+    def __init__(self, batches: keras.utils.PyDataset, model: keras.Model, workers: int = 1) -> None:
         # With one thread Keras leaves prefetching to tf.data, whose tuning thread wakes up so seldom that
         # each epoch would wait for it, up to as long as it has run (Keras 3.15, TensorFlow 2.21).
-        super().__init__(workers=2)
+        super().__init__(
+            max(2, workers), use_multiprocessing=workers > 1, max_queue_size=max(10, 2 * workers)
+        )
         self.batches = batches
         strategy = getattr(model, "distribute_strategy", None)
         self.count = strategy.num_replicas_in_sync if strategy else 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-__all__ = ["Plane", "Rng", "blank", "gain", "noise", "soften", "to_levels", "to_mask"]
+__all__ = ["Plane", "Rng", "blank", "gain", "noise", "smooth", "soften", "to_levels", "to_mask"]
 
 Rng = np.random.Generator
 Plane = NDArray[np.float32]
@@ -20,8 +22,35 @@ def gain(light: float) -> float:
 
 def noise(rng: Rng, shape: tuple[int, int], sigma: float | tuple[float, float]) -> Plane:
     """Noise of deviation 1, smooth over `sigma` pixels (down, across), as (H, W) float32."""
-    smooth = ndimage.gaussian_filter(rng.normal(0, 1, shape), sigma)
-    return np.asarray(smooth / smooth.std(), np.float32)
+    grid, sigmas = _coarser(shape, sigma)
+    coarse = ndimage.gaussian_filter(rng.normal(0, 1, grid), sigmas)
+    plane = _resized(np.asarray(coarse, np.float32), shape)
+    return np.asarray(plane / plane.std(), np.float32)
+
+
+def smooth(plane: Plane, sigma: float | tuple[float, float]) -> Plane:
+    """A plane (H, W) without what is finer than `sigma` pixels (down, across): a Gaussian filter's answer."""
+    grid, sigmas = _coarser(plane.shape, sigma)
+    return _resized(ndimage.gaussian_filter(_resized(plane, grid), sigmas), plane.shape)
+
+
+def _coarser(
+    shape: tuple[int, ...], sigma: float | tuple[float, float]
+) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """A grid that shows all that a Gaussian filter leaves, and its `sigma` there: wide ones are slow."""
+    sigmas = np.broadcast_to(sigma, 2).astype(np.float64)
+    cells = np.maximum(1, sigmas // 3)
+    grid = tuple(
+        max(2, math.ceil(side / cell)) if cell > 1 else side for side, cell in zip(shape, cells, strict=True)
+    )
+    return grid, sigmas / cells
+
+
+def _resized(plane: Plane, shape: tuple[int, ...]) -> Plane:
+    if shape == plane.shape:
+        return plane
+    picture = Image.fromarray(plane).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.float32)
 
 
 def blank(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:

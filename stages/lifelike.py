@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stages.drawing import Plane, Rng, blank, gain, noise, soften, to_levels, to_mask
+from stages.drawing import Plane, Rng, blank, gain, noise, smooth, soften, to_levels, to_mask
 from stages.synthetic import draw_defect
 from stages.tiles import CLASSES, GOOD_CLASS
 
@@ -59,8 +59,9 @@ def draw_lifelike_tile(rng: Rng, shorter: tuple[int, int] = (70, 130)) -> NDArra
                 surface += edge[:, None] if axis == 0 else edge
     for _ in range(rng.poisson(0.5)):  # stains: soft all around, which a defect is not
         surface += rng.normal(0, 9) * _spot(height, width, rng, rng.uniform(0.04, 0.2))
+    surface += _scratches(height, width, rng) + _hairlines(height, width, rng)
     light = rng.uniform(40, 215)
-    return to_levels(light + surface * gain(light), darkest=1)
+    return to_levels((light + surface * gain(light)) * _frame(height, width, rng), darkest=1)
 
 
 def draw_any_defect(
@@ -175,8 +176,8 @@ def _uneven(surface: Plane, rng: Rng) -> tuple[Plane, Plane]:
     share = soften(inside[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])] * np.float32(255), 0.8)
     marks = noise(rng, (height, width), (height / 2, 0.8))
     change = rng.choice([-1, 1]) * rng.uniform(8, 30)
-    smooth = ndimage.gaussian_filter(surface, (height / 6, 2))
-    content = smooth + rng.uniform(0, 0.5) * (surface - smooth) + rng.uniform(2, 9) * marks + change
+    wide = smooth(surface, (height / 6, 2))
+    content = wide + rng.uniform(0, 0.5) * (surface - wide) + rng.uniform(2, 9) * marks + change
     return share, np.asarray(content, np.float32)
 
 
@@ -187,6 +188,48 @@ DRAWINGS: dict[str, Callable[[Plane, Rng], tuple[Plane, Plane]]] = {
     "Fray": _fray,
     "Uneven": _uneven,
 }
+
+
+def _scratches(height: int, width: int, rng: Rng) -> Plane:
+    """Thin marks of grinding, bright or dark, from top to bottom or a part of the way; no defects."""
+    canvas = np.zeros((height, width), np.float32)
+    for _ in range(rng.poisson(rng.choice([0, 4, 12]))):
+        x, y = int(rng.integers(width)), rng.uniform(-0.3, 0.9) * height
+        rows = slice(max(0, int(y)), int(y + rng.uniform(0.1, 1.2) * height))
+        canvas[rows, x] += rng.choice([-0.4, 1.0]) * rng.uniform(8, 60)
+    broken = np.clip(1 + noise(rng, (height, width), (3.0, 0.3)), 0, 2)
+    return np.asarray(ndimage.gaussian_filter(canvas, (0.5, 0.4)) * broken, np.float32)
+
+
+def _hairlines(height: int, width: int, rng: Rng) -> Plane:
+    """Faint wavy lines across the tile, as of the material's grain, and specks of dust; no defects."""
+    canvas, draw = blank(height, width)
+    for _ in range(rng.poisson(0.7)):
+        points = np.linspace(-0.05, 1.05, 12)
+        y = rng.uniform(0.1, 0.9) + 0.06 * rng.uniform(0.2, 1) * rng.normal(0, 1, 12).cumsum() / 2
+        first, last = sorted(rng.uniform(-0.2, 1.2, 2))
+        line = [(x * width, z * height) for x, z in zip(points, y, strict=True) if first < x < last]
+        if len(line) > 1:
+            draw.line(line, fill=int(rng.integers(60, 256)))
+    for _ in range(rng.poisson(rng.choice([0, 3]))):
+        x, z = rng.uniform(0, width), rng.uniform(0, height)
+        draw.point((x, z), fill=int(rng.integers(100, 256)))
+    return -soften(canvas, rng.uniform(0.4, 0.9)) * np.float32(rng.uniform(8, 30))
+
+
+def _frame(height: int, width: int, rng: Rng) -> Plane:
+    """Light of a tile whose edges and corners are rounded off: 1 within, down to 0 beside it."""
+    if rng.random() < 0.3:
+        return np.ones((height, width), np.float32)
+    canvas, draw = blank(height, width)
+    side = min(height, width)
+    left, top, right, bottom = side * rng.uniform(0, 0.05, 4) * (rng.random(4) < 0.6)
+    box = [left, top, width - 1 - right, height - 1 - bottom]
+    draw.rounded_rectangle(box, radius=side * rng.uniform(0, 0.08), fill=255)
+    wavy = 0.6 * noise(rng, (height, width), side / 10)
+    inside = soften(canvas, rng.uniform(0.5, 0.02 * side)) + 0.1 * wavy * (rng.random() < 0.5)
+    darkest = rng.uniform(0.0, 0.6)
+    return np.asarray(darkest + (1 - darkest) * np.clip(2 * inside - 0.5, 0, 1), np.float32)
 
 
 def _blob(surface: Plane, rng: Rng, size: float, ragged: float) -> Plane:
@@ -203,8 +246,7 @@ def _blob(surface: Plane, rng: Rng, size: float, ragged: float) -> Plane:
 def _matt(surface: Plane, rng: Rng, grain: float) -> Plane:
     """The surface without its marks, with the grain of a broken or rubbed one."""
     rough = noise(rng, surface.shape, 1.0)
-    smooth = ndimage.gaussian_filter(surface, min(surface.shape) / 10)
-    return np.asarray(smooth + grain * rough, np.float32)
+    return np.asarray(smooth(surface, min(surface.shape) / 10) + grain * rough, np.float32)
 
 
 def _spot(height: int, width: int, rng: Rng, size: float) -> Plane:

@@ -157,6 +157,8 @@ class TrainParams(Section):
         patience: epochs without a better validation Dice until training stops.
         batch_size: images per step, of all devices.
         devices: GPUs to share a batch (CPUs, where there is none), or `all`. For `pretrain` too.
+        workers: processes that prepare batches, 1 for threads of the same; raise it where a GPU waits. As
+            `resume`, it decides no result, and is for `pretrain` too.
         learning_rate: peak, after warm-up; it falls to 0 along a cosine.
         warmup_epochs: epochs over which the learning rate rises from 0.
         weight_decay: of AdamW.
@@ -184,6 +186,7 @@ class TrainParams(Section):
     patience: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     devices: Count | Literal["all"]
+    workers: Count = Field(exclude=True)
     learning_rate: float = Field(gt=0.0)
     warmup_epochs: int = Field(ge=0)
     weight_decay: float = Field(ge=0.0)

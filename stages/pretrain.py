@@ -148,8 +148,9 @@ def pretrain(
         batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
         checkpoint.load_optimizer(model)
+        batches.epoch = checkpoint.epoch  # JAX and torch ask for a first batch before the epoch begins
         model.fit(
-            Shares(batches, model),
+            Shares(batches, model, network.workers),
             initial_epoch=checkpoint.epoch,
             epochs=REPORTS,
             shuffle=False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def train(
     batches = Batches(
         examples,
         params.batch_size,
-        augment=lambda images, masks, rng: augment(*more(images, masks, rng), rng),
+        augment=partial(_changed, more, augment),
         good_ratio=params.good_ratio,
         seed=params.seed,
     )
@@ -101,6 +102,11 @@ def train(
     model = _keep_best(params, checkpoint, model_path)
     checkpoint.clear()
     return model
+
+
+def _changed(more: ExtraDefects, augment: Augmentation, images: Any, masks: Any, rng: Any) -> tuple[Any, Any]:
+    """Batches' `augment`; a function of the module, so that other processes can have it."""
+    return augment(*more(images, masks, rng), rng)
 
 
 class Patience(keras.callbacks.EarlyStopping):  # type: ignore[misc]
@@ -143,8 +149,9 @@ def _fit_phases(
             averaged=steps,
         )
         checkpoint.load_optimizer(model)
+        batches.epoch = checkpoint.epoch  # JAX and torch ask for a first batch before the epoch begins
         model.fit(
-            Shares(batches, model),
+            Shares(batches, model, params.workers),
             validation_data=Shares(val, model),
             initial_epoch=checkpoint.epoch,
             epochs=checkpoint.start + epochs,

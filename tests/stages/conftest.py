@@ -31,6 +31,7 @@ SMALLEST = TrainParams(
     patience=10,
     batch_size=4,
     devices=1,
+    workers=1,
     learning_rate=0.001,
     warmup_epochs=0,
     weight_decay=0.0001,
