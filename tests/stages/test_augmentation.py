@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -125,13 +126,51 @@ def test_steps_are_drawn_independently() -> None:
         assert down[side].max() > 1
 
 
-@pytest.mark.usefixtures("half_precision")
-def test_a_network_in_half_precision_gets_the_same_batches(masks: np.ndarray) -> None:
-    half = augment(only(*STRONG), 255 * masks, masks)
-    keras.mixed_precision.set_global_policy("float32")
-    single = augment(only(*STRONG), 255 * masks, masks)
-    assert np.array_equal(half[0], single[0])
-    assert np.array_equal(half[1], single[1])
+def test_flips_are_exact_and_of_all_four_kinds(masks: np.ndarray) -> None:
+    many = np.repeat(masks[:1], 32, axis=0)
+    many[:, :5, :9] = 0.5  # in a corner, so that all four differ
+    _, changed = augment(only("flip"), 255 * many, many)
+    ways = [many[0], many[0, ::-1], many[0, :, ::-1], many[0, ::-1, ::-1]]
+    kinds = [next(kind for kind, way in enumerate(ways) if np.array_equal(one, way)) for one in changed]
+    assert set(kinds) == {0, 1, 2, 3}
+
+
+def test_steps_have_their_sizes_and_directions() -> None:
+    """A dot that is off the middle tells what has moved it, each step by as much as its strength allows."""
+    dots = np.zeros((400, 101, 101, 1), np.float32)
+    dots[:, 47:54, 67:74] = 1  # 20 pixels right of the middle
+
+    def reach(name: str, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        _, changed = augment(OFF.model_copy(update={name: strength}), 255 * dots, dots)
+        total = changed.sum(axis=(1, 2, 3))
+        y, x = ((changed.sum(axis=(other, 3)) * np.arange(101)).sum(axis=1) / total for other in (2, 1))
+        return y - 50, x - 50
+
+    down, right = reach("shift", 0.1)
+    assert np.abs(down).max() == pytest.approx(10.1, abs=0.6)
+    assert np.ptp(right) == pytest.approx(20.2, abs=0.8)
+    down, right = reach("zoom", 0.2)
+    assert np.abs(down).max() < 0.01
+    assert (right.min(), right.max()) == pytest.approx((20 / 1.2, 20 / 0.8), abs=0.3)
+    down, right = reach("rotation", 0.125)  # an eighth of a turn
+    assert np.hypot(down, right) == pytest.approx(20, abs=0.2)
+    assert np.abs(np.arctan2(down, right)).max() == pytest.approx(np.pi / 4, abs=0.05)
+
+
+def test_it_needs_neither_keras_nor_tensorflow() -> None:
+    """So it runs beside JAX and torch, and its processes start fast."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['keras', 'keras_cv', 'tensorflow']))\n"
+        "import numpy as np\n"
+        "from stages.augmentation import Augmentation\n"
+        "from stages.params import load_params\n"
+        "one = np.full((2, 32, 32, 1), 9, np.float32)\n"
+        "images, _ = Augmentation(load_params().train.augment)(one, one / 9, np.random.default_rng(0))\n"
+        "assert not np.array_equal(images, one)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_images_and_masks_stay_in_their_ranges(masks: np.ndarray) -> None:

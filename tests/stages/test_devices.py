@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 
 from stages.devices import Shares
 from stages.fitting import follow_epochs
@@ -63,3 +64,23 @@ def test_threads_that_fetch_ahead_take_each_batch_once_and_none_of_the_next_epoc
     for epoch in (3, 4, 5):
         start = len(looked_at) + 7 * (epoch - 3)
         assert {asked[0] for asked in batches.asked[start : start + 7]} == {epoch}
+
+
+def test_processes_make_the_batches_of_each_epoch_that_threads_make() -> None:
+    losses = {}
+    for workers in (1, 2):
+        keras.utils.set_random_seed(0)
+        batches, model = Recorded(), keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(1e-7), "mse")
+        fitted = model.fit(
+            Shares(batches, model, workers),
+            epochs=3,
+            callbacks=[follow_epochs(batches)],
+            shuffle=False,
+            verbose=0,
+        )
+        losses[workers] = fitted.history["loss"]
+        made_here = len(batches.asked)  # beside what Keras looks at for shapes, before the first epoch
+        assert made_here >= 21 if workers == 1 else made_here < 7
+    assert losses[1][0] < losses[1][1] < losses[1][2], "each epoch has batches of its own"
+    assert losses[2] == pytest.approx(losses[1])

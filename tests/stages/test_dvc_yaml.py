@@ -162,9 +162,12 @@ def test_dvc_reads_the_pipeline_and_shows_its_stages(tmp_path: Path) -> None:
     assert all(f'"{stage}"' in answer.stdout for stage in STAGES)
 
 
-def test_train_tracks_every_parameter_of_its_own_but_resume() -> None:
+def test_train_tracks_every_parameter_of_its_own_that_decides_the_result() -> None:
     tracked = {name for name in STAGES["train"]["params"] if name.startswith("train.")}
-    assert tracked == {f"train.{name}" for name in TrainParams.model_fields} - {"train.resume"}
+    assert tracked == {f"train.{name}" for name in TrainParams.model_fields} - {
+        "train.resume",
+        "train.workers",
+    }
 
 
 def test_pretrain_goes_on_only_with_the_parameters_that_dvc_tracks_for_it() -> None:

@@ -24,6 +24,26 @@ def test_tiles_stand_and_lie_in_many_lights(tiles: list[np.ndarray]) -> None:
     assert min(tile.min() for tile in tiles) > 0, "black is what is no tile"
 
 
+def test_some_tiles_have_edges_rounded_off_into_the_dark(tiles: list[np.ndarray]) -> None:
+    shares = [
+        np.concatenate([tile[0], tile[-1], tile[:, 0], tile[:, -1]]).mean() / tile[20:-20, 20:-20].mean()
+        for tile in tiles
+    ]
+    assert np.mean(np.array(shares) < 0.7) > 0.1
+    assert np.mean(np.array(shares) > 0.9) > 0.1
+
+
+def test_some_tiles_have_bright_scratches_that_are_no_defects(tiles: list[np.ndarray]) -> None:
+    """Lines that stand out from what is beside them, by more deviations than the grain ever does."""
+    heights = []
+    for tile in tiles:
+        lines = ndimage.uniform_filter1d(tile[8:-8, 8:-8].astype(float), 15, axis=0)
+        sharp = lines - ndimage.median_filter(lines, (1, 7))
+        heights.append(sharp.max() / sharp.std())
+    assert np.mean(np.array(heights) > 7) > 0.25
+    assert np.mean(np.array(heights) < 5.5) > 0.25
+
+
 def test_the_generator_decides_all() -> None:
     first, again, other = (draw_lifelike_tile(np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
