@@ -227,7 +227,7 @@ def _frame(height: int, width: int, rng: Rng) -> Plane:
     box = [left, top, width - 1 - right, height - 1 - bottom]
     draw.rounded_rectangle(box, radius=side * rng.uniform(0, 0.08), fill=255)
     wavy = 0.6 * noise(rng, (height, width), side / 10)
-    inside = soften(canvas, rng.uniform(0.5, 0.02 * side)) + 0.1 * wavy * (rng.random() < 0.5)
+    inside = soften(canvas, rng.uniform(0.5, max(0.5, 0.02 * side))) + 0.1 * wavy * (rng.random() < 0.5)
     darkest = rng.uniform(0.0, 0.6)
     return np.asarray(darkest + (1 - darkest) * np.clip(2 * inside - 0.5, 0, 1), np.float32)
 
