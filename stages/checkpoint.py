@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from stages.devices import scope_of
-from stages.errors import StageError
+from stages.errors import StageError, writing
 
 __all__ = ["Checkpoint", "fingerprint"]
 
@@ -93,8 +93,9 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         except (OSError, ValueError, KeyError) as error:
             raise StageError(f"{last} can't be read ({error}); train.resume=false starts anew") from error
         if self.live:
-            shutil.rmtree(self.live, ignore_errors=True)
-            shutil.copytree(last / "live", self.live)
+            if self.live.exists():
+                shutil.rmtree(self.live)
+            _copy_tree(last / "live", self.live)
         log.info("going on after epoch %d, from %s", self.epoch, last)
 
     def load_optimizer(self, model: keras.Model) -> None:
@@ -123,9 +124,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         partial = self.folder / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        self.model.save_weights(partial / WEIGHTS)
+        with writing(partial / WEIGHTS):
+            self.model.save_weights(partial / WEIGHTS)
         if self.live:
-            shutil.copytree(self.live, partial / "live")
+            _copy_tree(self.live, partial / "live")
         state = {"run": self.run, "phase": self.phase, "start": self.start, "history": self.history}
         (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
         partial.rename(self.folder / str(self.epoch))
@@ -152,6 +154,14 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
                 "\n  ".join([f"{self.folder} is the state of another run:", *differences])
                 + "\nPut back what has changed to go on with it, or start anew with train.resume=false"
             )
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """shutil.copytree, but an error of the disk stays one of that kind, for `run_command` to tell."""
+    target.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        there = target / path.relative_to(source)
+        there.mkdir() if path.is_dir() else shutil.copy2(path, there)
 
 
 def fingerprint(files: Iterable[Path], **sections: Mapping[str, Any]) -> dict[str, Any]:

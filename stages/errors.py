@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["StageError", "run_command", "run_stage"]
+__all__ = ["StageError", "run_command", "run_stage", "writing"]
 
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -20,6 +23,22 @@ class StageError(Exception):
 
     Its text says what is wrong, where, and what to do.
     """
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block in which HDF5 writes a file; where the disk refuses, it fails as Python's own files do.
+
+    Raises:
+        OSError: names the file and the reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: when it closes the file
+        for code in DISK_REFUSES:
+            if getattr(error, "errno", None) == code or f"errno = {code}," in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
 
 
 def run_stage(stage: Callable[..., None], **options: str) -> None:

@@ -22,7 +22,7 @@ from serving.preprocessing import letterbox, placement, read_image, resize
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.devices import Shares, placed_on
-from stages.errors import StageError, run_stage
+from stages.errors import StageError, run_stage, writing
 from stages.fitting import compile_model, follow_epochs
 from stages.lifelike import PLAIN_SHARE, draw_any_defect
 from stages.model import build_unet
@@ -162,7 +162,8 @@ def pretrain(
         metrics = checkpoint.history[-1]
     weights.parent.mkdir(parents=True, exist_ok=True)
     partial = weights.with_name(f".partial-{weights.name}")
-    model.save_weights(partial)
+    with writing(partial):
+        model.save_weights(partial)
     partial.replace(weights)
     checkpoint.clear()
     keras.mixed_precision.set_global_policy("float32")

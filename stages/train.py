@@ -19,7 +19,7 @@ from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Batches, load_examples
 from stages.devices import Shares, placed_on
-from stages.errors import StageError, run_stage
+from stages.errors import StageError, run_stage, writing
 from stages.extra_defects import ExtraDefects
 from stages.fitting import compile_model, follow_epochs
 from stages.live import SamplePredictions, SystemUse
@@ -168,7 +168,8 @@ def _keep_best(params: TrainParams, checkpoint: Checkpoint, model_path: Path) ->
     model = build_unet(params, checkpoint.best_weights)
     model_path.parent.mkdir(parents=True, exist_ok=True)
     partial = model_path.with_name(f".partial-{model_path.name}")
-    model.save(partial)
+    with writing(partial):
+        model.save(partial)
     partial.replace(model_path)
     return model
 

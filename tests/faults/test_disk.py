@@ -25,12 +25,17 @@ from serving.errors import ConfigError
 from serving.local.config import ModelConfig
 from serving.local.versions import Loading, Versions
 from serving.promote.deployment import Deployment
+from stages.errors import run_command
 from stages.export import export_saved_model, latest_version, versions
 from stages.own import start_anew
 from tests.clone import ROOT
 from tests.serving.test_local_versions import state_of, wait_until
+from tests.stages.conftest import SMALLEST, make_data
+from tests.stages.trial import Killed, Trial
 
 MB = 2**20
+
+REASONS = {"full": "No space left on device", "read-only": "Read-only file system"}
 
 
 class Disk:
@@ -100,10 +105,9 @@ def test_a_disk_that_refuses_is_one_line_and_the_next_run_starts_clean(disk: Dis
         disk.set("ro")
     done = load_tiles(disk.folder)
     assert done.returncode == 1, done.stderr
-    reason = {"full": "No space left on device", "read-only": "Read-only file system"}[kind]
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: can't write")
-    assert reason in last
+    assert REASONS[kind] in last
     assert "Traceback" not in done.stderr
     assert left(disk.folder) == before
     disk.set("rw,size=200m")
@@ -123,6 +127,54 @@ def test_an_export_to_a_full_disk_leaves_the_version_before_and_no_half(disk: Di
     disk.set("size=100m")
     second = export_saved_model(detector(1_000_000), {"threshold": 0.5}, base_path)
     assert latest_version(base_path) == second
+
+
+def test_an_export_to_a_read_only_disk_says_so_and_the_next_one_starts_clean(disk: Disk) -> None:
+    disk.set("size=100m")
+    base_path = disk.folder / "models" / "m"
+    first = export_saved_model(detector(1000), {"threshold": 0.5}, base_path)
+    before = left(disk.folder)
+    disk.set("ro")
+    with pytest.raises(OSError, match="Read-only file system"):
+        export_saved_model(detector(1000), {"threshold": 0.5}, base_path)
+    assert versions(base_path) == [int(first.name)]
+    assert left(disk.folder) == before
+    disk.set("rw")
+    second = export_saved_model(detector(1000), {"threshold": 0.5}, base_path)
+    assert versions(base_path) == [int(first.name), int(second.name)]
+
+
+@pytest.mark.parametrize(("kind", "free"), [("full", 0), ("full", 40_000), ("read-only", 0)])
+def test_training_goes_on_from_the_epochs_that_the_disk_had_taken(
+    disk: Disk, kind: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.set("size=20m")
+    data, params = make_data(tmp_path), SMALLEST.model_copy(update={"epochs": 3})
+    straight = Trial(tmp_path / "straight", data, monkeypatch)
+    straight.run(params)
+    runs = [Trial(disk.folder / "run", data, monkeypatch) for _ in range(3)]
+    runs[0].kill_after = 3
+    with pytest.raises(Killed):
+        runs[0].run(params)
+    states = left(runs[0].states)
+    filler = disk.folder / "filler"
+    if kind == "full":
+        filler.write_bytes(bytes(shutil.disk_usage(disk.folder).free - free))
+    else:
+        disk.set("ro")
+    resumed = params.model_copy(update={"resume": True})
+    with pytest.raises(SystemExit, match=f"error: can't write .*{REASONS[kind]}; mend that"):
+        run_command(lambda: runs[1].run(resumed))
+    assert left(runs[0].states) >= states, "what had been trained is still there"
+    if kind == "full":
+        filler.unlink()
+    else:
+        disk.set("rw")
+    model = runs[2].run(resumed)
+    assert runs[2].logged("train/loss") == pytest.approx(straight.logged("train/loss"), rel=1e-3)
+    assert runs[2].model_path.is_file()
+    assert not runs[2].states.exists()
+    assert model.count_params() > 0
 
 
 def test_a_promotion_to_a_disk_that_refuses_changes_nothing(disk: Disk) -> None:
@@ -152,6 +204,7 @@ def test_a_killed_export_leaves_no_version_and_the_next_one_cleans_up(tmp_path: 
     code = """
 import os, sys
 from pathlib import Path
+from stages.errors import run_command
 from stages.export import export_saved_model
 from tests.faults.test_disk import detector
 os.replace = lambda *_: os._exit(9)  # the last step, once all is written

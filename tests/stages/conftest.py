@@ -68,7 +68,11 @@ class Data:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    folder = tmp_path_factory.mktemp("data")
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def make_data(folder: Path) -> Data:
+    """Draws tiles and splits them."""
     params = DataLoadParams(source="synthetic", mask_threshold=0, synthetic=SYNTHETIC)
     data_split(SPLIT, folder / "tiles", data_load(params, folder / "tiles"), folder / "split")
     sides = {side: read_tiles(folder / "split" / f"{side}.csv") for side in ("train", "val", "test")}
