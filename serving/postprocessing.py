@@ -2,6 +2,10 @@
 
 Probabilities are kept as 8-bit levels (round(255 p)), so that a mask can always be made
 again from a stored probability image, with any threshold, without asking the model.
+
+The threshold decides whether a tile has a defect: it has where any pixel reaches it. Where the defects
+are is another question: on such a tile, wherever a defect is more likely than none. So a threshold that
+allows few false alarms does not shrink what is found to the few pixels that the model is surest of.
 """
 
 from __future__ import annotations
@@ -20,12 +24,16 @@ __all__ = [
     "find_defects",
     "label",
     "mask_at",
+    "mask_levels",
     "probability_levels",
     "score",
     "threshold_level",
 ]
 
 GOOD, DEFECT = LABELS = ("good", "defect")
+
+OUTLINE = 0.5
+"""Probability from which pixels are in the mask of a tile with a defect, unless the threshold is lower."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def threshold_level(threshold: float) -> int:
 
 
 def mask_at(levels: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
-    """Mask of the pixels whose probability reaches the threshold.
+    """Mask of a tile: nothing unless a pixel reaches the threshold, else all from `OUTLINE` on, or from it.
 
     Args:
         levels: (H, W) uint8 of `probability_levels`.
@@ -118,8 +126,22 @@ def mask_at(levels: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
     Returns:
         (H, W) uint8: 255 where there is a defect, else 0.
     """
-    mask: NDArray[np.uint8] = np.where(levels >= threshold_level(threshold), np.uint8(255), np.uint8(0))
+    reached = mask_levels(levels) >= threshold_level(threshold)
+    mask: NDArray[np.uint8] = np.where(reached, np.uint8(255), np.uint8(0))
     return mask
+
+
+def mask_levels(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """For each pixel, the highest level of a threshold whose mask has it; so one count gives all masks.
+
+    Args:
+        levels: (H, W) uint8 of `probability_levels`.
+
+    Returns:
+        (H, W) uint8: the largest level of the tile from `OUTLINE` on, and the pixel's own below.
+    """
+    reached: NDArray[np.uint8] = np.where(levels >= threshold_level(OUTLINE), levels.max(), levels)
+    return reached
 
 
 def score(levels: NDArray[np.uint8]) -> float:

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from serving.overlay import overlay
-from serving.postprocessing import find_defects, mask_at, probability_levels
+from serving.postprocessing import find_defects, mask_at, mask_levels, probability_levels
 from serving.preprocessing import letterbox, read_image
 from stages.dataset import read_mask
 from stages.errors import StageError, run_stage
@@ -99,7 +99,7 @@ def evaluate(
     for tile, levels in tqdm(predictions, total=len(test_tiles), desc="test", unit="tile"):
         truth = read_mask(data / tile.mask)
         mask = mask_at(levels, threshold)
-        counts += count_levels(levels, truth)
+        counts += count_levels(mask_levels(levels), truth)
         judged.append(judge(tile, levels, mask, truth, params.component_overlap))
         _save_levels(prediction_path(out / "predictions", tile), levels)
     metrics = figures(judged, threshold)

@@ -25,7 +25,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving.postprocessing import LABELS, threshold_level
+from serving.postprocessing import LABELS, OUTLINE, threshold_level
 from stages.decoding import decode_gray
 from stages.errors import StageError, run_stage
 from stages.folding import fold_repeated_channels
@@ -219,8 +219,9 @@ def _answer(
     # It never shrinks, so that there is nothing to antialias.
     resized = tf.image.resize(probabilities[: place[0], : place[1]], tile)
     levels = tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, 1.0) * 255.0 + 0.5), tf.uint8)
-    found = levels >= tf.constant(level, tf.uint8)
-    score = tf.cast(tf.reduce_max(levels), tf.float32) / 255.0
+    peak = tf.reduce_max(levels)
+    found = (levels >= min(level, threshold_level(OUTLINE))) & (peak >= level)
+    score = tf.cast(peak, tf.float32) / 255.0
     label = tf.where(tf.reduce_any(found), LABELS[1], LABELS[0])
     mask = tf.cast(found, tf.uint8) * tf.constant(255, tf.uint8)
     mask_png, levels_png = (tf.io.encode_png(plane, compression=PNG_COMPRESSION) for plane in (mask, levels))

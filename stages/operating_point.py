@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.postprocessing import mask_levels
 from stages.errors import StageError
 from stages.metrics import best_dice_level, count_levels, levels_of_discovery
 from stages.params import MaxFalseAlarmRate, MinRecall, OperatingPoint
@@ -21,7 +22,7 @@ class Evidence:
     """What a model does to tiles at every threshold.
 
     Attributes:
-        counts: (2, 256), sum of `count_levels`.
+        counts: (2, 256), sum of `count_levels`, of what `mask_levels` gives.
         alarms: highest level of each good tile; at thresholds up to it, the tile is a false alarm.
         discoveries: of each true defect, the highest threshold level at which it counts as found.
     """
@@ -43,8 +44,9 @@ def gather_evidence(
     """
     evidence = Evidence()
     for levels, truth, good in predictions:
-        evidence.counts += count_levels(levels, truth)
-        evidence.discoveries += levels_of_discovery(levels, truth, overlap)
+        reached = mask_levels(levels)
+        evidence.counts += count_levels(reached, truth)
+        evidence.discoveries += levels_of_discovery(reached, truth, overlap)
         if good:
             evidence.alarms.append(int(levels.max()))
     return evidence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,23 +27,29 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
+def dark_detector() -> Any:
+    """A model that finds dark pixels: sigmoid((100 - grey) / 8)."""
+    import keras
+
+    images = keras.Input((*DETECTOR_SIZE, 1))
+    output = keras.layers.Activation("sigmoid")(keras.layers.Rescaling(-1 / 8, offset=100 / 8)(images))
+    return keras.Model(images, output)
+
+
 @pytest.fixture(scope="session")
 def servable_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base path with one version of a model that finds dark pixels: sigmoid((100 - grey) / 8).
+    """Base path with one version of the `dark_detector`.
 
     It goes through the real export, so that its signatures are those of a trained model.
     """
-    import keras
     import numpy as np
 
     from stages.export import export_saved_model
 
-    images = keras.Input((*DETECTOR_SIZE, 1))
-    output = keras.layers.Activation("sigmoid")(keras.layers.Rescaling(-1 / 8, offset=100 / 8)(images))
     gray = np.full((40, 50), 200, np.uint8)
     base_path = tmp_path_factory.mktemp("models") / MODEL_NAME
     export_saved_model(
-        keras.Model(images, output),
+        dark_detector(),
         {"name": MODEL_NAME, "threshold": DETECTOR_THRESHOLD},
         base_path,
         warmup=[_png(gray)],

@@ -24,7 +24,7 @@ from PIL import Image
 
 from scripts import page_screenshot
 from serving.client import TileClient
-from serving.postprocessing import find_defects, threshold_level
+from serving.postprocessing import find_defects, mask_at, threshold_level
 from serving.up import free_port, running_server
 from tests.conftest import MODEL_NAME
 from tests.serving.tiles import encoded, tile, turned
@@ -294,6 +294,19 @@ def test_components_are_those_of_the_python_client(page: Page) -> None:
             }
             for one in ours
         ]
+
+
+def test_masks_are_those_of_the_python_client(page: Page) -> None:
+    rng = np.random.default_rng(1)
+    for peak in (20, 140, 250):
+        levels = rng.integers(0, peak + 1, 300).astype(np.uint8)
+        for threshold in (0.05, 0.5, 0.52, 0.9):
+            theirs = page.evaluate(
+                "([levels, at]) => Array.from(maskAt(Uint8Array.from(levels), "
+                "maskLevel(Uint8Array.from(levels), thresholdLevel(at))))",
+                [levels.tolist(), threshold],
+            )
+            assert theirs == mask_at(levels, threshold).tolist()
 
 
 def test_thresholds_have_the_levels_of_the_python_client(page: Page) -> None:

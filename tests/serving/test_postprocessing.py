@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.postprocessing import Defect, find_defects, label, mask_at, score, threshold_level
+from serving.postprocessing import Defect, find_defects, label, mask_at, mask_levels, score, threshold_level
 
 
 @pytest.mark.parametrize("level", range(1, 256))
@@ -13,10 +13,28 @@ def test_a_threshold_of_k_255ths_is_level_k(level: int) -> None:
     assert threshold_level(level / 255) == level
 
 
-@pytest.mark.parametrize("threshold", [1e-9, 0.001, 0.1, 0.25, 0.5, 0.501, 0.7, 0.999, 1.0])
-def test_mask_is_where_the_probability_reaches_the_threshold(threshold: float) -> None:
+@pytest.mark.parametrize("threshold", [1e-9, 0.001, 0.1, 0.25, 0.5])
+def test_the_mask_is_where_the_probability_reaches_a_low_threshold(threshold: float) -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(mask_at(levels, threshold) > 0, levels / 255 >= threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.501, 0.7, 0.999, 1.0])
+def test_a_high_threshold_decides_on_the_tile_and_not_on_the_outline(threshold: float) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(mask_at(levels, threshold) > 0, levels / 255 >= 0.5)
+    below = np.minimum(levels, threshold_level(threshold) - 1).astype(np.uint8)
+    assert not mask_at(below, threshold).any()
+
+
+@pytest.mark.parametrize("peak", [0, 90, 127, 128, 129, 254, 255])
+def test_levels_of_the_mask_tell_the_masks_of_all_thresholds(peak: int) -> None:
+    levels = (np.random.default_rng(peak).integers(0, peak + 1, (30, 40))).astype(np.uint8)
+    levels[3, 4] = peak
+    reached = mask_levels(levels)
+    assert reached.dtype == np.uint8
+    for level in range(1, 256):
+        assert np.array_equal(reached >= level, mask_at(levels, level / 255) > 0)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -0.1, 1.0001, float("nan")])

@@ -18,7 +18,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from serving.postprocessing import mask_at, probability_levels
 from serving.preprocessing import letterbox, read_image
 from stages.export import export_saved_model, latest_version, versions
-from tests.conftest import DETECTOR_SIZE, DETECTOR_THRESHOLD
+from tests.conftest import DETECTOR_SIZE, DETECTOR_THRESHOLD, dark_detector
 
 STOCK_SIZES = [(64, 64), (40, 50), (200, 90), (31, 333), (64, 10), (9, 8), (1, 1), (403, 632)]
 
@@ -60,6 +60,25 @@ def test_segment_equals_the_shared_pre_and_postprocessing(signatures: Any, heigh
     assert np.array_equal(mask, mask_at(levels, DETECTOR_THRESHOLD))
     assert answer["score"][0].numpy() == pytest.approx(levels.max() / 255)
     assert answer["label"][0].numpy().decode() == ("defect" if mask.any() else "good")
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.97])
+def test_the_graph_decides_on_the_tile_and_outlines_as_postprocessing_does(
+    tmp_path: Path, threshold: float
+) -> None:
+    export_saved_model(dark_detector(), {"threshold": threshold}, tmp_path / "m")
+    segment = tf.saved_model.load(str(latest_version(tmp_path / "m"))).signatures["segment"]
+    verdicts = set()
+    for darkest in (60, 75, 90, 99, 101, 120):  # the detector finds what is dark: 0.99 at 60, 0.07 at 120
+        gray = np.maximum(smooth_tile(50, 44), darkest).astype(np.uint8)
+        answer = segment(image_bytes=tf.constant([encode(gray)]))
+        planes = [
+            np.asarray(Image.open(io.BytesIO(answer[f"{name}_bytes"][0].numpy())))
+            for name in ("mask", "probability")
+        ]
+        assert np.array_equal(planes[0], mask_at(planes[1], threshold))
+        verdicts.add(answer["label"][0].numpy().decode())
+    assert verdicts == {"good", "defect"}
 
 
 def test_segment_answers_a_batch_of_different_sizes_as_it_answers_each_alone(signatures: Any) -> None:

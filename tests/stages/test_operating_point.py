@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from serving.postprocessing import mask_at
 from stages.errors import StageError
 from stages.metrics import count_components
 from stages.operating_point import Evidence, choose_level, gather_evidence, wilson_interval
@@ -50,8 +51,25 @@ def test_a_defect_is_found_up_to_its_level_and_no_further(overlap: float) -> Non
     assert len(evidence.discoveries) == 3
     assert evidence.alarms == []
     for level in range(1, 256):
-        found = count_components(np.where(levels >= level, 255, 0).astype(np.uint8), truth, overlap).found
+        found = count_components(mask_at(levels, level / 255), truth, overlap).found
         assert found == sum(one >= level for one in evidence.discoveries)
+
+
+def test_the_threshold_of_the_best_dice_leaves_out_what_only_good_tiles_reach() -> None:
+    """A good tile with a faint stain, a defect with a sure middle: the outline stays, the stain goes."""
+    truth = np.zeros((20, 20), np.uint8)
+    truth[5:10, 5:10] = 255
+    defective = np.where(truth > 0, 150, 0).astype(np.uint8)
+    defective[7, 7] = 240
+    stained = np.zeros((20, 20), np.uint8)
+    stained[2:8, 2:8] = 170
+    evidence = gather_evidence([(defective, truth, False), (stained, np.zeros_like(truth), True)], 0.5)
+    level = choose_level("best_dice", evidence)
+    assert 170 < level <= 240
+    assert np.array_equal(mask_at(defective, level / 255), truth)
+    assert not mask_at(stained, level / 255).any()
+    assert choose_level(MaxFalseAlarmRate(max_false_alarm_rate=0.0), evidence) == 171
+    assert choose_level(MinRecall(min_recall=1.0), evidence) == 240
 
 
 def test_the_interval_of_a_rate() -> None:

@@ -45,6 +45,10 @@ def test_each_split_and_seed_is_trained_once_and_its_figures_are_in_the_table(
     assert main([*args, "1"]) == 0
     assert capsys.readouterr().out == printed
     assert model.stat().st_mtime_ns == made
+    (tmp_path / "runs/grouped-1/result.json").unlink()
+    assert main([*args, "1"]) == 0
+    assert capsys.readouterr().out.endswith(printed), "judged anew, as nothing has changed"
+    assert model.stat().st_mtime_ns == made, "but not trained anew"
     assert main([*args, "1", "2", "--print-only"]) == 0
     assert capsys.readouterr().out == printed, "seed 2 is not there, and was not to be trained"
     recipe.write_text(recipe.read_text().replace("good_ratio: 1.0", "good_ratio: 0.5"))
