@@ -22,10 +22,15 @@ def placed_on(devices: int | Literal["all"]) -> AbstractContextManager[Any]:
     """A block; a model that is built in it trains on that many GPUs, or CPUs where there is no GPU.
 
     Raises:
-        StageError: there are not as many.
+        StageError: there are not as many, or Keras is not on TensorFlow.
     """
     if devices == 1:
         return nullcontext()
+    if keras.backend.backend() != "tensorflow":
+        raise StageError(
+            f"train.devices is {devices}, but only TensorFlow shares batches, and this is Keras on "
+            f"{keras.backend.backend()}; set train.devices=1, or unset KERAS_BACKEND"
+        )
     import tensorflow as tf  # here: with one device Keras trains on its other backends, too
 
     for kind in ("GPU", "CPU"):

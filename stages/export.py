@@ -262,6 +262,11 @@ def git_revision() -> str:
 
 def main() -> None:
     """Runs the stage on params.yaml."""
+    if keras.backend.backend() != "tensorflow":
+        raise StageError(
+            f"a SavedModel is TensorFlow's, and this is Keras on {keras.backend.backend()}; unset "
+            "KERAS_BACKEND for this stage: what another backend has trained is exported alike"
+        )
     params, data = load_params(), Path("data/tiles")
     metrics = json.loads(Path("results/evaluate/metrics.json").read_text())
     info = {

@@ -34,7 +34,7 @@ TUTORIAL = ROOT / "docs/tutorial.md"
 NEEDS = {
     "Docker": {"docker"},
     "GitHub": {"gh", "git"},
-    "a cluster": {"kubectl", "helm", "ray"},
+    "a GPU", "a cluster": {"kubectl", "helm", "ray"},
     "AWS": {"aws"},
     "a server": {"apt", "curl", "install", "systemctl"},
 }

@@ -74,7 +74,7 @@ def batch_parser() -> argparse.ArgumentParser:
         "--model", default="models/magnetic-tiles", metavar="DIR", help="folder of its versions (%(default)s)"
     )
     add("--version", type=natural, metavar="N", help="of the model (the newest)")
-    add("--threshold", type=threshold, metavar="P", help="on the probability, 0-1 (the model's own)")
+    add("--threshold", type=threshold, metavar="P", help="probability that makes a defect (the model's own)")
     add("--exit-zero", action="store_true", help="exit with 0 though defects were found")
     group = parser.add_argument_group("workers")
     add = group.add_argument

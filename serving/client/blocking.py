@@ -41,7 +41,7 @@ class TileClient:
         model: its name on the server.
         version: of the model; None for the latest.
         signature: `segment`, or one that takes and gives tensors, as `serving_default` does.
-        threshold: on the probability, above 0 and at most 1, instead of the model's own.
+        threshold: probability that makes a defect, above 0 and at most 1, instead of the model's own.
         timeout: seconds to wait for an answer.
         retries: further tries, with growing waits, after connection errors and 503.
         api_key: that a proxy before the server asks for; sent as `Authorization: Bearer KEY`.

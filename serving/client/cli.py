@@ -169,7 +169,7 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
     parser.add_argument(
-        "--threshold", type=threshold, metavar="P", help="on the probability, 0-1 (the model's own)"
+        "--threshold", type=threshold, metavar="P", help="probability that makes a defect (the model's own)"
     )
     parser.add_argument(
         "--signature",

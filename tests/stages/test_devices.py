@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from stages.devices import Shares
+from stages.devices import Shares, placed_on
+from stages.errors import StageError
 from stages.fitting import follow_epochs
 
 
@@ -28,6 +29,14 @@ def test_training_on_two_devices(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=file.parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "5 passed" in done.stdout
+
+
+def test_devices_share_batches_on_tensorflow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with placed_on(1):
+        pass
+    with pytest.raises(StageError, match=r"train\.devices is all, but only TensorFlow .* Keras on jax"):
+        placed_on("all")
 
 
 class Recorded(keras.utils.PyDataset):  # type: ignore[misc]

@@ -17,7 +17,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.postprocessing import mask_at, probability_levels
 from serving.preprocessing import letterbox, read_image
-from stages.export import export_saved_model, latest_version, versions
+from stages.errors import StageError
+from stages.export import export_saved_model, latest_version, main, versions
 from tests.conftest import DETECTOR_SIZE, DETECTOR_THRESHOLD, dark_detector
 
 STOCK_SIZES = [(64, 64), (40, 50), (200, 90), (31, 333), (64, 10), (9, 8), (1, 1), (403, 632)]
@@ -79,6 +80,12 @@ def test_the_graph_decides_on_the_tile_and_outlines_as_postprocessing_does(
         assert np.array_equal(planes[0], mask_at(planes[1], threshold))
         verdicts.add(answer["label"][0].numpy().decode())
     assert verdicts == {"good", "defect"}
+
+
+def test_on_another_backend_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(StageError, match=r"SavedModel is TensorFlow's.*Keras on torch; unset KERAS_BACKEND"):
+        main()
 
 
 def test_segment_answers_a_batch_of_different_sizes_as_it_answers_each_alone(signatures: Any) -> None:
