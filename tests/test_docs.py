@@ -34,7 +34,8 @@ TUTORIAL = ROOT / "docs/tutorial.md"
 NEEDS = {
     "Docker": {"docker"},
     "GitHub": {"gh", "git"},
-    "a GPU", "a cluster": {"kubectl", "helm", "ray"},
+    "a GPU": {"pip", "dvc"},
+    "a cluster": {"kubectl", "helm", "ray"},
     "AWS": {"aws"},
     "a server": {"apt", "curl", "install", "systemctl"},
 }
