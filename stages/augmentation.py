@@ -78,17 +78,26 @@ class Augmentation:
         mean = (lit * inside).sum(axis=(1, 2, 3), keepdims=True) / pixels
         lit += change(params.contrast) * (lit - mean)
         if params.noise:
-            lit += np.float32(params.noise) * rng.standard_normal(lit.shape, np.float32)
+            lit += np.float32(params.noise) * _noise(lit.shape, rng)
         # What was not black does not get so: rows and columns of black are no tile to the network.
         return np.where(inside, np.clip(lit, np.minimum(images, 1), 255), np.float32(0))
+
+
+def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> Batch:
+    """Gaussian noise of deviation 1, (N, H, W, 1): each image has its own cut of one plane, drawn faster."""
+    number, height, width, _ = shape
+    plane = rng.standard_normal((3 * height // 2, 3 * width // 2), np.float32)
+    rows, columns = (rng.integers(side // 2 + 1, size=number) for side in (height, width))
+    cuts = [plane[y : y + height, x : x + width] for y, x in zip(rows, columns, strict=True)]
+    return np.stack(cuts)[..., None]
 
 
 def _moved(planes: Batch, maps: NDArray[np.float64]) -> Batch:
     """Planes (N, H, W, 1) looked up where their maps point; 0 from outside."""
     size = planes.shape[2], planes.shape[1]
     affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    pictures = [
-        Image.fromarray(plane).transform(size, affine, tuple(one.ravel()), bilinear)
-        for plane, one in zip(planes[..., 0], maps, strict=True)
-    ]
-    return np.stack([np.asarray(picture, np.float32) for picture in pictures])[..., None]
+    moved = np.zeros_like(planes)
+    for there, plane, one in zip(moved[..., 0], planes[..., 0], maps, strict=True):
+        if plane.any():  # the masks of good tiles stay as they are
+            there[:] = Image.fromarray(plane).transform(size, affine, tuple(one.ravel()), bilinear)
+    return moved

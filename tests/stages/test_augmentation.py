@@ -72,6 +72,13 @@ def test_light_changes_the_image_but_not_the_mask(masks: np.ndarray, name: str) 
     assert np.abs(images - before).max() > 5
 
 
+def test_noise_has_its_deviation_and_differs_between_images(masks: np.ndarray) -> None:
+    params = OFF.model_copy(update={"noise": 6.0})
+    images, _ = augment(params, np.full_like(masks, 128), masks)
+    assert (images - 128).std() == pytest.approx(6, rel=0.05)
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
 def test_what_is_no_tile_stays_black_and_tells_nothing_of_the_light(masks: np.ndarray) -> None:
     tiles = 30 + 60 * masks
     tiles[:, 50:] = tiles[:, :, 40:] = 0
