@@ -33,6 +33,9 @@ __all__ = [
 
 OUTCOMES = ("found", "missed", "false")
 
+NEAR = 0.01
+"""Difference of Dice that tells nothing of the tiles to come."""
+
 
 @dataclass(frozen=True)
 class PixelCounts:
@@ -134,9 +137,12 @@ def curve(counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 
 
 def best_dice_level(counts: NDArray[np.int64]) -> int:
-    """The level 1-255 with the best pooled Dice; the middle one of the best if there are several."""
+    """The level 1-255 of the best pooled Dice: the middle one of those within `NEAR` of it.
+
+    Where the curve is flat, its very top is chance, and may lie where the next tiles are all missed.
+    """
     dice = curve(counts)["dice"]
-    best = np.flatnonzero(dice >= dice.max() - 1e-12)
+    best = np.flatnonzero(dice >= dice.max() - NEAR)
     return int(best[len(best) // 2]) + 1
 
 
