@@ -7,6 +7,7 @@ its peak of memory is its own. With --archive also on the real tiles.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import subprocess
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.models import NAME, exported_model, network, tile_file
+from benchmarks.models import NAME, exported_model, tile_file
 from benchmarks.timing import measure
 from serving.client import TileClient
 from serving.up import running_server
@@ -107,27 +108,33 @@ load_examples(Path("data/tiles"), read_tiles(Path("data/split/train.csv")), (128
 
 
 def _print_step(project: Path, rounds: int) -> None:
-    """The part of a training step that waits for its batch."""
-    from stages.augmentation import Augmentation
-    from stages.dataset import Batches, load_examples
+    """The part of a step of `train` that makes its batch, with the network and the size of `make real`."""
+    import keras
+
+    from stages.dataset import load_examples
     from stages.fitting import compile_model
+    from stages.model import build_unet
     from stages.params import load_params
     from stages.tiles import read_tiles
+    from stages.train import training_batches
 
-    params = load_params().train.model_copy(update={"backbone": "resnet18", "image_size": (128, 128)})
+    changes = {"backbone": "slim18", "backbone_weights": "none", "decoder_filters": (128, 64, 32, 16, 16)}
+    params = load_params().train.model_copy(update={**changes, "image_size": (256, 416)})
     tiles = read_tiles(project / "data/split/train.csv")[:256]
     examples = load_examples(project / "data/tiles", tiles, params.image_size)
-    batches = Batches(examples, params.batch_size, augment=Augmentation(params.augment))
-    model = network(None, backbone=params.backbone, image_size=params.image_size)
+    batches = training_batches(params, examples)
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model = build_unet(params)
     compile_model(model, params, params.learning_rate, 1000, 0)
-    constant = batches[0]
+    constant, places = batches[0], itertools.cycle(range(len(batches) - 1))
     times = measure(
-        {"batch": lambda: batches[0], "step": lambda: model.train_on_batch(*constant)},
+        {"batch": lambda: batches[next(places)], "step": lambda: model.train_on_batch(*constant)},
         rounds,
     )
+    keras.mixed_precision.set_global_policy("float32")
     batch, step = times["batch"], times["step"]
     print(
-        f"\ntraining, {params.backbone}, 128 x 128, batches of {params.batch_size}: "
+        f"\ntraining, {params.backbone}, 256 x 416, bfloat16, batches of {params.batch_size}: "
         f"batch {1000 * batch.cpu:.0f} ms CPU, forward and backward {1000 * step.cpu:.0f} ms CPU: "
         f"{batch.cpu / (batch.cpu + step.cpu):.1%} of a step is input"
     )

@@ -17,7 +17,7 @@ from dvclive.keras import DVCLiveCallback
 
 from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
-from stages.dataset import Batches, load_examples
+from stages.dataset import Batches, Examples, load_examples
 from stages.devices import Shares, placed_on
 from stages.errors import StageError, run_stage, writing
 from stages.extra_defects import ExtraDefects
@@ -27,7 +27,7 @@ from stages.model import build_unet
 from stages.params import TrainParams, load_params
 from stages.tiles import Tile, read_tiles
 
-__all__ = ["train"]
+__all__ = ["train", "training_batches"]
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +66,7 @@ def train(
     examples, val = (load_examples(data, rows, params.image_size) for rows in (tiles, val_tiles))
     if examples.good.all():
         raise StageError("no training image has a defect pixel; check data_load.mask_threshold and the masks")
-    more, augment = ExtraDefects(examples, params.pasted, params.drawn), Augmentation(params.augment)
-    batches = Batches(
-        examples,
-        params.batch_size,
-        augment=partial(_changed, more, augment),
-        good_ratio=params.good_ratio,
-        seed=params.seed,
-    )
+    batches = training_batches(params, examples)
     val_batches = Batches(val, params.batch_size)
     with placed_on(params.devices):
         model = build_unet(params, checkpoint.weights or weights)
@@ -102,6 +95,18 @@ def train(
     model = _keep_best(params, checkpoint, model_path)
     checkpoint.clear()
     return model
+
+
+def training_batches(params: TrainParams, examples: Examples) -> Batches:
+    """What a network learns from: tiles, with drawn and pasted defects, moved and lit anew each epoch."""
+    more, augment = ExtraDefects(examples, params.pasted, params.drawn), Augmentation(params.augment)
+    return Batches(
+        examples,
+        params.batch_size,
+        augment=partial(_changed, more, augment),
+        good_ratio=params.good_ratio,
+        seed=params.seed,
+    )
 
 
 def _changed(more: ExtraDefects, augment: Augmentation, images: Any, masks: Any, rng: Any) -> tuple[Any, Any]:
