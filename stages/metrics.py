@@ -22,7 +22,6 @@ __all__ = [
     "Components",
     "PixelCounts",
     "PooledDice",
-    "best_dice_level",
     "component_areas",
     "count_components",
     "count_levels",
@@ -32,9 +31,6 @@ __all__ = [
 ]
 
 OUTCOMES = ("found", "missed", "false")
-
-NEAR = 0.01
-"""Difference of Dice that tells nothing of the tiles to come."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +130,6 @@ def curve(counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         recall = np.where(defects > 0, right / defects, np.nan)
         dice = np.where(right + wrong + defects > 0, 2 * right / (right + wrong + defects), 1.0)
     return {"precision": precision, "recall": recall, "dice": dice}
-
-
-def best_dice_level(counts: NDArray[np.int64]) -> int:
-    """The level 1-255 of the best pooled Dice: the middle one of those within `NEAR` of it.
-
-    Where the curve is flat, its very top is chance, and may lie where the next tiles are all missed.
-    """
-    dice = curve(counts)["dice"]
-    best = np.flatnonzero(dice >= dice.max() - NEAR)
-    return int(best[len(best) // 2]) + 1
 
 
 def count_components(mask: NDArray[np.uint8], truth: NDArray[np.uint8], overlap: float) -> Components:

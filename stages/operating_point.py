@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.postprocessing import mask_levels
+from serving.postprocessing import OUTLINE, mask_levels, threshold_level
 from stages.errors import StageError
-from stages.metrics import best_dice_level, count_levels, levels_of_discovery
+from stages.metrics import count_levels, curve, levels_of_discovery
 from stages.params import MaxFalseAlarmRate, MinRecall, OperatingPoint
 
-__all__ = ["Evidence", "choose_level", "gather_evidence", "wilson_interval"]
+__all__ = ["Evidence", "best_dice_level", "choose_level", "gather_evidence", "wilson_interval"]
+
+NEAR = 0.01
+"""Difference of Dice that tells nothing of the tiles to come."""
 
 
 @dataclass
@@ -86,6 +89,19 @@ def choose_level(point: OperatingPoint, evidence: Evidence) -> int:
             )
         return int(reached[-1]) + 1
     return best_dice_level(evidence.counts)
+
+
+def best_dice_level(counts: NDArray[np.int64]) -> int:
+    """The level 1-255 of the best pooled Dice, or the one within `NEAR` of it that finds the most.
+
+    From `OUTLINE` on, a level decides on tiles alone, and Dice, in which large defects count most, is flat
+    there: its very top is chance, and may lie where small ones are all missed. So it is the lowest level
+    there that is as good. Where all that are lie below, it is the middle one of them.
+    """
+    dice = curve(counts)["dice"]
+    good = np.flatnonzero(dice >= dice.max() - NEAR) + 1
+    deciding = good[good >= threshold_level(OUTLINE)]
+    return int(deciding[0] if len(deciding) else good[len(good) // 2])
 
 
 def wilson_interval(rate: float | None, number: int) -> dict[str, float] | None:

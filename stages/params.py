@@ -230,8 +230,8 @@ class EvaluateParams(Section):
     """Evaluation.
 
     Attributes:
-        operating_point: where the threshold is to lie: `best_dice` (the middle of those within 0.01 of
-            it), `{max_false_alarm_rate: 0.01}` or `{min_recall: 0.95}`, as measured on the validation side.
+        operating_point: where the threshold is to lie: `best_dice` (or within 0.01 of it what finds
+            more), `{max_false_alarm_rate: 0.01}` or `{min_recall: 0.95}`, as measured on validation.
         batch_size: images per prediction step.
         component_overlap: share of a defect's pixels that must be found to count it as found.
         overlays: number of worst images to draw.

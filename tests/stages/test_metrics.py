@@ -14,7 +14,6 @@ from stages.metrics import (
     Components,
     PixelCounts,
     PooledDice,
-    best_dice_level,
     component_areas,
     count_components,
     count_levels,
@@ -125,20 +124,17 @@ def test_without_any_defect_or_find_there_is_no_area() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(levels=levels_of, truth=masks)
-def test_curves_and_best_level_agree_with_brute_force(levels: np.ndarray, truth: np.ndarray) -> None:
+def test_curves_agree_with_brute_force(levels: np.ndarray, truth: np.ndarray) -> None:
     counts = count_levels(levels, truth)
     curves = curve(counts)
-    dice = []
     for level in range(1, 256):
         pixels = count_pixels((levels >= level).astype(np.uint8), truth)
-        dice.append(pixels.dice)
         found, there = pixels.tp + pixels.fp, pixels.tp + pixels.fn
         assert curves["dice"][level - 1] == pytest.approx(pixels.dice)
         assert curves["precision"][level - 1] == pytest.approx(pixels.tp / found if found else 1.0)
         assert curves["recall"][level - 1] == pytest.approx(
             pixels.tp / there if there else math.nan, nan_ok=True
         )
-    assert dice[best_dice_level(counts) - 1] >= max(dice) - 0.01 - 1e-9
 
 
 def test_level_histograms_add_up_over_images_of_any_size() -> None:
@@ -149,26 +145,6 @@ def test_level_histograms_add_up_over_images_of_any_size() -> None:
     apart = [count_levels(*pair) for pair in zip(images, truths, strict=True)]
     assert np.array_equal(together, sum(apart))
     assert together.sum() == 12 * 7
-
-
-def test_the_middle_of_the_best_levels_is_chosen() -> None:
-    # Defects at 200, background at 99: every level from 100 to 200 is perfect.
-    levels = np.array([[200, 200, 99, 99]], np.uint8)
-    assert best_dice_level(count_levels(levels, picture("##.."))) == 150
-
-
-def test_of_a_flat_top_the_middle_is_chosen_not_the_tip() -> None:
-    # Of 1,000 defect pixels one more is found at 60 than at 200: nothing to go by.
-    levels = np.full((1, 2000), 59, np.uint8)
-    levels[0, :999], levels[0, 999] = 200, 60
-    truth = np.zeros((1, 2000), np.uint8)
-    truth[0, :1000] = 255
-    assert best_dice_level(count_levels(levels, truth)) == 130
-
-
-def test_without_a_defect_the_level_keeps_all_background_out() -> None:
-    levels = np.array([[10, 120]], np.uint8)
-    assert best_dice_level(count_levels(levels, picture(".."))) > 120
 
 
 # During training

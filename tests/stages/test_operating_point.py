@@ -7,8 +7,8 @@ import pytest
 
 from serving.postprocessing import mask_at
 from stages.errors import StageError
-from stages.metrics import count_components
-from stages.operating_point import Evidence, choose_level, gather_evidence, wilson_interval
+from stages.metrics import count_components, count_levels
+from stages.operating_point import Evidence, best_dice_level, choose_level, gather_evidence, wilson_interval
 from stages.params import MaxFalseAlarmRate, MinRecall
 
 # Four good tiles, the highest level of each; four defects, the highest level that finds each.
@@ -65,7 +65,7 @@ def test_the_threshold_of_the_best_dice_leaves_out_what_only_good_tiles_reach() 
     stained[2:8, 2:8] = 170
     evidence = gather_evidence([(defective, truth, False), (stained, np.zeros_like(truth), True)], 0.5)
     level = choose_level("best_dice", evidence)
-    assert 170 < level <= 240
+    assert level == 171, "the lowest that leaves the stain out"
     assert np.array_equal(mask_at(defective, level / 255), truth)
     assert not mask_at(stained, level / 255).any()
     assert choose_level(MaxFalseAlarmRate(max_false_alarm_rate=0.0), evidence) == 171
@@ -77,3 +77,31 @@ def test_the_interval_of_a_rate() -> None:
     assert wilson_interval(0.1, 100) == pytest.approx({"low": 0.0552, "high": 0.1744}, abs=1e-4)
     assert wilson_interval(0.0, 100) == pytest.approx({"low": 0.0, "high": 0.0370}, abs=1e-4)
     assert wilson_interval(None, 100) is None
+
+
+def test_of_levels_that_only_decide_on_tiles_the_lowest_is_chosen() -> None:
+    # Every level from 100 to 200 is perfect; those from 128 on decide on tiles.
+    levels = np.array([[200, 200, 99, 99]], np.uint8)
+    assert best_dice_level(count_levels(levels, np.array([[255, 255, 0, 0]], np.uint8))) == 128
+
+
+def test_of_levels_that_outline_the_middle_is_chosen() -> None:
+    # Every level from 11 to 90 is perfect.
+    levels = np.array([[90, 90, 10, 10]], np.uint8)
+    assert best_dice_level(count_levels(levels, np.array([[255, 255, 0, 0]], np.uint8))) == 51
+
+
+def test_a_difference_that_tells_nothing_does_not_move_it() -> None:
+    # 5 pixels beside 1,000 are found wrongly up to 230, and a defect of that level would be missed above.
+    levels = np.zeros((1, 2000), np.uint8)
+    levels[0, :1000], levels[0, 1000:1005] = 250, 230
+    truth = np.zeros((1, 2000), np.uint8)
+    truth[0, :1000] = 255
+    assert best_dice_level(count_levels(levels, truth)) == 128
+    levels[0, 1000:1100] = 230  # 5 % of Dice do tell
+    assert best_dice_level(count_levels(levels, truth)) == 231
+
+
+def test_without_a_defect_the_level_keeps_all_background_out() -> None:
+    levels = np.array([[10, 120]], np.uint8)
+    assert best_dice_level(count_levels(levels, np.zeros((1, 2), np.uint8))) > 120
