@@ -167,11 +167,23 @@ def test_arrays_that_are_no_tile_are_refused() -> None:
 
 
 def test_a_threshold_makes_the_mask_again(server_url: str) -> None:
-    strict = TileClient(server_url, threshold=0.99).predict(tile())
     plain = TileClient(server_url).predict(tile())
-    assert np.array_equal(strict.levels, plain.levels)
-    assert np.array_equal(strict.mask > 0, plain.levels >= 253)
-    assert 0 < (strict.mask > 0).sum() < (plain.mask > 0).sum()
+    faint = TileClient(server_url, threshold=0.05).predict(tile())
+    assert np.array_equal(faint.levels, plain.levels)
+    assert np.array_equal(faint.mask > 0, plain.levels >= 13)
+    assert 0 < (plain.mask > 0).sum() < (faint.mask > 0).sum()
+
+
+def test_a_high_threshold_decides_on_the_tile_and_leaves_its_mask(server_url: str) -> None:
+    strict = TileClient(server_url, threshold=0.9)
+    assert np.array_equal(strict.predict(tile()).mask, TileClient(server_url).predict(tile()).mask)
+    doubtful = np.full((50, 60), 90, np.uint8)  # the detector says 0.78
+    assert TileClient(server_url).predict(doubtful).label == "defect"
+    answer = strict.predict(doubtful)
+    assert (answer.label, answer.defects, answer.mask.any()) == ("good", (), False)
+
+
+def test_a_threshold_out_of_range_is_refused(server_url: str) -> None:
     with pytest.raises(ValueError, match="threshold must be above 0"):
         TileClient(server_url, threshold=0)
 
