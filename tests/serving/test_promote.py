@@ -33,7 +33,7 @@ SECONDS = 60.0  # limit of anything a test waits for
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two versions: a good one at the tag `good`, then a worse one, at `worse` and in the working tree."""
     project = Project.with_data(tmp_path_factory.mktemp("project") / "clone")
-    for darkness, tag in ((24, "good"), (14, "worse")):
+    for darkness, tag in ((14, "good"), (24, "worse")):
         project.train_and_evaluate(darkness)
         project.export_and_validate()
         project.commit(f"A {tag} model")

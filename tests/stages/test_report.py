@@ -33,12 +33,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     environment = project.folder / "environment.txt"
     packages = environment.read_text()
     environment.write_text(packages.replace("pillow==", "pillow==1."))
-    project.train_and_evaluate(24)
+    project.train_and_evaluate(14)
     project.commit("The first", *EVALUATED)
     project.run("git", "tag", "first")
     environment.write_text(packages)
     project.set_params({"train": {"learning_rate": 0.001, "backbone_weights": "<b>weights</b>"}})
-    project.train_and_evaluate(14)
+    project.train_and_evaluate(24)
     project.commit("The second", *EVALUATED)
     project.run("git", "commit", "--allow-empty", "-qm", "No other results")
     return project
