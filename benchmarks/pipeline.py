@@ -111,6 +111,7 @@ def _print_step(project: Path, rounds: int) -> None:
     """The part of a step of `train` that makes its batch, with the network and the size of `make real`."""
     import keras
 
+    from scripts.pretrained_weights import DECODER_FILTERS
     from stages.dataset import load_examples
     from stages.fitting import compile_model
     from stages.model import build_unet
@@ -118,7 +119,7 @@ def _print_step(project: Path, rounds: int) -> None:
     from stages.tiles import read_tiles
     from stages.train import training_batches
 
-    changes = {"backbone": "slim18", "backbone_weights": "none", "decoder_filters": (128, 64, 32, 16, 16)}
+    changes = {"backbone": "slim18", "backbone_weights": "none", "decoder_filters": DECODER_FILTERS}
     params = load_params().train.model_copy(update={**changes, "image_size": (256, 416)})
     tiles = read_tiles(project / "data/split/train.csv")[:256]
     examples = load_examples(project / "data/tiles", tiles, params.image_size)

@@ -96,7 +96,7 @@ def best_dice_level(counts: NDArray[np.int64]) -> int:
 
     From `OUTLINE` on, a level decides on tiles alone, and Dice, in which large defects count most, is flat
     there: its very top is chance, and may lie where small ones are all missed. So it is the lowest level
-    there that is as good. Where all that are lie below, it is the middle one of them.
+    there that is as good; where none there is, the middle one of those below.
     """
     dice = curve(counts)["dice"]
     good = np.flatnonzero(dice >= dice.max() - NEAR) + 1

@@ -5,9 +5,9 @@ With `train.resume` it goes on where a run that was killed had finished an epoch
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def training_batches(params: TrainParams, examples: Examples) -> Batches:
     return Batches(
         examples,
         params.batch_size,
-        augment=partial(_changed, more, augment),
+        augment=functools.partial(_changed, more, augment),
         good_ratio=params.good_ratio,
         seed=params.seed,
     )
