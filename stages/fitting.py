@@ -11,7 +11,7 @@ from stages.losses import SegmentationLoss
 from stages.metrics import PooledDice
 from stages.params import TrainParams
 
-__all__ = ["compile_model", "follow_epochs"]
+__all__ = ["build_metrics", "compile_model", "follow_epochs"]
 
 
 def compile_model(
@@ -51,6 +51,16 @@ def compile_model(
             loss=SegmentationLoss(params.dice_weight, params.focal_gamma, params.answer_weight),
             metrics=[PooledDice()],
         )
+
+
+def build_metrics(model: keras.Model, batches: Any) -> None:
+    """Lets a compiled network see a batch before it is fitted, where Keras would take one for that.
+
+    On JAX and torch it takes it from those that threads fetch ahead, and each epoch would lag behind from
+    then on, with the last batches of the one before (Keras 3.15).
+    """
+    if keras.backend.backend() != "tensorflow":
+        model.test_on_batch(*batches[0])
 
 
 def follow_epochs(batches: Any) -> keras.callbacks.Callback:

@@ -23,7 +23,7 @@ from stages.augmentation import Augmentation
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.devices import Shares, placed_on
 from stages.errors import StageError, run_stage, writing
-from stages.fitting import compile_model, follow_epochs
+from stages.fitting import build_metrics, compile_model, follow_epochs
 from stages.lifelike import PLAIN_SHARE, draw_any_defect
 from stages.model import build_unet
 from stages.params import PretrainParams, TrainParams, load_params
@@ -148,7 +148,7 @@ def pretrain(
         batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
         checkpoint.load_optimizer(model)
-        batches.epoch = checkpoint.epoch  # JAX and torch ask for a first batch before the epoch begins
+        build_metrics(model, batches)
         model.fit(
             Shares(batches, model, network.workers),
             initial_epoch=checkpoint.epoch,

@@ -21,7 +21,7 @@ from stages.dataset import Batches, Examples, load_examples
 from stages.devices import Shares, placed_on
 from stages.errors import StageError, run_stage, writing
 from stages.extra_defects import ExtraDefects
-from stages.fitting import compile_model, follow_epochs
+from stages.fitting import build_metrics, compile_model, follow_epochs
 from stages.live import SamplePredictions, SystemUse
 from stages.model import build_unet
 from stages.params import TrainParams, load_params
@@ -154,7 +154,7 @@ def _fit_phases(
             averaged=steps,
         )
         checkpoint.load_optimizer(model)
-        batches.epoch = checkpoint.epoch  # JAX and torch ask for a first batch before the epoch begins
+        build_metrics(model, batches)
         model.fit(
             Shares(batches, model, params.workers),
             validation_data=Shares(val, model),
