@@ -9,9 +9,14 @@ import keras
 from keras import layers
 
 from stages.errors import StageError
+from stages.imagenet import efficientnet_lite0_weights
 from stages.paths import named_file
 
-__all__ = ["build_backbone", "load_weights"]
+__all__ = ["IMAGENET_DEVIATION", "build_backbone", "load_weights"]
+
+IMAGENET_DEVIATION = {"resnet50": 58.0, "efficientnet_lite0": 58.0 / 128}
+"""Backbones that have ImageNet's weights, and how far its grey levels deviate from their mean in the range
+in which each of them has seen it: 0-255 less the mean, and that in units of 128."""
 
 # The last layer at strides 4, 8, 16, 32; stride 2 is the stem.
 STEM = "conv1_relu"
@@ -21,6 +26,8 @@ SLIM_STEM, SLIM_FILTERS = 16, (32, 64, 128, 256)
 
 KERAS_CV_BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
 
+LITE_STAGES = ("stem_activation", "block2b_add", "block3b_add", "block5c_add", "block7a_project_bn")
+
 # BatchNorm's usual 0.99 lags behind in runs of a few hundred steps.
 MOMENTUM = 0.9
 
@@ -29,29 +36,31 @@ def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Mode
     """Builds an encoder.
 
     Args:
-        name: `slim18` (of this project), `resnet18`, `resnet34` (keras-cv) or `resnet50`
-            (keras.applications).
-        weights: `imagenet` (resnet50 alone), `none`, or the path of a `.weights.h5` file
-            saved from this backbone.
+        name: `slim18` (of this project), `resnet18`, `resnet34`, `efficientnet_lite0` (keras-cv) or
+            `resnet50` (keras.applications).
+        weights: `imagenet` (resnet50, from the internet, and efficientnet_lite0, from a package), `none`,
+            or the path of a `.weights.h5` file saved from this backbone.
         size: height and width of the input, in pixels.
 
     Returns:
-        A model from (N, H, W, 3), `slim18` from (N, H, W, 1), to five feature maps at strides 2, 4, 8,
-        16 and 32.
+        A model from (N, H, W, 3), `slim18` and `efficientnet_lite0` from (N, H, W, 1), to five feature maps
+        at strides 2, 4, 8, 16 and 32.
 
     Raises:
         StageError: if the weights can't be had.
     """
-    if weights == "imagenet" and name != "resnet50":
+    if weights == "imagenet" and name not in IMAGENET_DEVIATION:
         raise StageError(
-            f"there are no ImageNet weights for {name}; set train.backbone=resnet50, or "
-            "train.backbone_weights=none or =<file.weights.h5>"
+            f"there are no ImageNet weights for {name}; set train.backbone=resnet50 or =efficientnet_lite0, "
+            "or train.backbone_weights=none or =<file.weights.h5>"
         )
     shape = (*size, 3)
     if name == "slim18":
         model = _slim18((*size, 1))
     elif name == "resnet50":
         model = _resnet50(weights, shape)
+    elif name == "efficientnet_lite0":
+        model = _efficientnet_lite0(weights, (*size, 1))
     else:
         model = _keras_cv_resnet(name, shape)
     for layer in model.layers:
@@ -72,6 +81,7 @@ def _resnet50(weights: str, shape: tuple[int, int, int]) -> keras.Model:
             raise
         raise StageError(
             f"can't download the ImageNet weights of resnet50 ({error}). Without internet: set "
+            "train.backbone=efficientnet_lite0, whose weights are in a package, or "
             "train.backbone_weights=none or =<file.weights.h5>, or put the file named above "
             "into ~/.keras/models/"
         ) from error
@@ -130,6 +140,41 @@ def _keras_cv_resnet(name: str, shape: tuple[int, int, int]) -> keras.Model:
     outputs = [model.get_layer(layer).output for layer in (STEM, *levels)]
     # A plain functional model: a saved file then loads without keras-cv.
     return keras.Model(model.input, outputs, name=name)
+
+
+def _efficientnet_lite0(weights: str, shape: tuple[int, int, int]) -> keras.Model:
+    """EfficientNet-Lite0 (Tan and Le, 2019), made for devices without a GPU, for grey images.
+
+    One grey channel under the sum of a kernel's three answers as three equal ones did.
+    """
+    import keras_cv
+
+    model = keras_cv.models.EfficientNetLiteBackbone(
+        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
+        stackwise_num_repeats=[1, 2, 2, 3, 3, 4, 1],
+        stackwise_input_filters=[32, 16, 24, 40, 80, 112, 192],
+        stackwise_output_filters=[16, 24, 40, 80, 112, 192, 320],
+        stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
+        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        drop_connect_rate=0.0,  # a few hundred steps from good weights need no dropout
+        include_rescaling=False,
+        input_shape=shape,
+    )
+    if weights == "imagenet":
+        arrays = iter(efficientnet_lite0_weights().values())  # in the order of the layers
+        for layer in model.layers:
+            if isinstance(layer, layers.DepthwiseConv2D):
+                layer.set_weights([next(arrays).transpose(2, 3, 0, 1)])
+            elif isinstance(layer, layers.Conv2D):
+                kernel = next(arrays).transpose(2, 3, 1, 0)
+                grey = layer is model.get_layer("stem_conv")
+                layer.set_weights([kernel.sum(axis=2, keepdims=True) if grey else kernel])
+            elif layer.weights:
+                layer.set_weights([next(arrays) for _ in layer.weights])
+    outputs = [model.get_layer(layer).output for layer in LITE_STAGES]
+    return keras.Model(model.input, outputs, name="efficientnet_lite0")
 
 
 def load_weights(model: keras.Model, path: Path) -> None:

@@ -126,12 +126,12 @@ class AugmentParams(Section):
 
 
 class PretrainParams(Section):
-    """Training on good tiles with drawn defects; only where `train.backbone_weights` is `none`.
+    """Training on good tiles with drawn defects.
 
     Attributes:
         weights: `none`, or a `.weights.h5` file of the whole network to start from; this project's
             is `pretrained/slim18.weights.h5`.
-        drawings: `plain` for random weights, or `both`: three in four are lifelike, and harder.
+        drawings: `both`: three in four are lifelike, and harder; or `plain`, where all weights are random.
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.
         batch_size: images per step.
         learning_rate: peak; it rises over the first tenth of the steps, then falls along a cosine.
@@ -178,7 +178,7 @@ class TrainParams(Section):
     """
 
     image_size: tuple[Side, Side]
-    backbone: Literal["slim18", "resnet18", "resnet34", "resnet50"]
+    backbone: Literal["slim18", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"]
     backbone_weights: str = Field(min_length=1)
     decoder_filters: tuple[Count, Count, Count, Count, Count]
     frozen_epochs: int = Field(ge=0)

@@ -1,9 +1,9 @@
 """Stage `pretrain`: teaches the network on good tiles with drawn defects, endless and exactly labelled.
 
-Random weights alone do not get going on the few hundred real defects; a backbone that has learnt
-elsewhere does, so this is left out for it. Each example is a good tile of the train side with one
-or no defect drawn on it, as a whole: what is learnt on windows of it does not carry over. It is
-drawn on at the size in which the network sees it, which has far fewer pixels than the photograph.
+Random weights alone do not get going on the few hundred real defects; to a backbone that knows ImageNet,
+some hundred steps give a decoder that knows defects. Each example is a good tile of the train side with
+one or no defect drawn on it, as a whole: what is learnt on windows of it does not carry over. It is drawn
+on at the size in which the network sees it, which has far fewer pixels than the photograph.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def pretrain(
 ) -> dict[str, float]:
     """Builds the network, trains it on drawn defects, and writes its weights.
 
-    With 0 steps, or where `network.backbone_weights` is not `none`, it writes the initial ones.
+    With 0 steps it writes the initial ones.
 
     Args:
         params: weights to start from, length, batch size, learning rate and drawings.
@@ -141,7 +141,7 @@ def pretrain(
     with placed_on(network.devices):
         model = build_unet(network, checkpoint.weights or start)
     metrics: dict[str, float] = {}
-    if drawn_on(params, network):
+    if params.steps:
         if not images:
             raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
         augment = Augmentation(network.augment)
@@ -170,11 +170,6 @@ def pretrain(
     return metrics
 
 
-def drawn_on(params: PretrainParams, network: TrainParams) -> bool:
-    """Whether there is anything to learn from drawn defects."""
-    return params.steps > 0 and network.backbone_weights == "none"
-
-
 def main() -> None:
     """Runs the stage on params.yaml."""
     params, images = load_params(), []
@@ -186,7 +181,7 @@ def main() -> None:
     )
     checkpoint = Checkpoint(Path("models/checkpoint/pretrain"), run)
     checkpoint.begin(resume=params.train.resume)
-    if drawn_on(params.pretrain, params.train):
+    if params.pretrain.steps:
         good = [tile for tile in read_tiles(tiles) if not tile.defect_pixels]
         bar = tqdm(good, desc="reading tiles", unit="tile")
         images = [read_image(Path("data/tiles") / tile.image) for tile in bar]

@@ -11,7 +11,7 @@ import pytest
 
 from stages.backbones import MOMENTUM, build_backbone
 from stages.errors import StageError
-from stages.model import DEFECT_SHARE, build_unet, standardize
+from stages.model import DEFECT_SHARE, _blocks_of_pixels, _pixels_of_blocks, build_unet, standardize
 from stages.params import TrainParams
 
 SIZE = (32, 64)
@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Path]:
     return backbone, path
 
 
-@pytest.mark.parametrize("backbone", ["slim18", "resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("backbone", ["slim18", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"])
 def test_every_backbone_gives_a_probability_for_each_pixel(smallest: TrainParams, backbone: str) -> None:
     keras.utils.set_random_seed(0)
     model = build_unet(smallest.model_copy(update={"backbone": backbone, "image_size": SIZE}))
@@ -61,11 +61,19 @@ def test_neither_exposure_nor_the_black_around_a_tile_tells_the_network_anything
     assert np.allclose(found[0, :40, :30], found[2, 24:, 34:], atol=1e-5)
 
 
+def test_blocks_of_pixels_are_there_and_back_what_keras_calls_depth() -> None:
+    pixels = np.random.default_rng(0).normal(size=(3, 6, 10, 1)).astype(np.float32)
+    blocks = _blocks_of_pixels(pixels)
+    assert np.array_equal(blocks, keras.ops.space_to_depth(pixels, 2))
+    assert np.array_equal(_pixels_of_blocks(blocks), pixels)
+    assert np.array_equal(_pixels_of_blocks(blocks), keras.ops.depth_to_space(blocks, 2))
+
+
 def test_a_black_picture_is_no_error() -> None:
     assert not np.asarray(standardize(np.zeros((1, 32, 32, 1), np.float32))).any()
 
 
-@pytest.mark.parametrize("name", ["slim18", "resnet18"])
+@pytest.mark.parametrize("name", ["slim18", "resnet18", "efficientnet_lite0"])
 def test_normalizations_of_a_backbone_follow_a_short_run(name: str) -> None:
     backbone = build_backbone(name, "none", SIZE)
     layers = [one for one in backbone.layers if isinstance(one, keras.layers.BatchNormalization)]
@@ -111,7 +119,10 @@ def test_imagenet_weights_that_do_not_exist_are_refused_with_the_choices(name: s
         build_backbone(name, "imagenet", SIZE)
     text = str(caught.value)
     assert f"no ImageNet weights for {name}" in text
-    assert all(f"train.{way}" in text for way in ("backbone=resnet50", "backbone_weights=none"))
+    assert all(
+        f"train.{way}" in text
+        for way in ("backbone=resnet50 or =efficientnet_lite0", "backbone_weights=none")
+    )
 
 
 def test_a_weights_file_that_is_not_there_is_named() -> None:
@@ -147,5 +158,6 @@ def test_imagenet_weights_without_internet_name_the_ways_out(monkeypatch: pytest
         build_backbone("resnet50", "imagenet", SIZE)
     text = str(caught.value)
     assert "can't download the ImageNet weights of resnet50" in text
+    assert "train.backbone=efficientnet_lite0" in text
     assert "train.backbone_weights=none or =<file.weights.h5>" in text
     assert "~/.keras/models/" in text
