@@ -42,10 +42,8 @@ fuzz: setup  ## Sends 14,000 wrong requests and images to the exported model; so
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder>
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
-		-S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.drawings=both -S pretrain.steps=300 \
-		-S pretrain.learning_rate=0.0005 -S train.patience=12 \
-		-S train.backbone=slim18 -S train.backbone_weights=none -S "train.decoder_filters=[128,64,32,16,16]" \
-		-S "train.image_size=[256,416]" -S train.epochs=22 -S train.mixed_precision=true
+		-S train.backbone=efficientnet_lite0 -S "train.decoder_filters=[128,64,32,16,16]" \
+		-S "train.image_size=[256,416]" -S train.epochs=13
 
 clean:  ## Removes .venv
 	rm -rf $(VENV) $(VENV)-audit

@@ -76,10 +76,12 @@ def multiply_adds(version: Path) -> int:
     with tf.Graph().as_default() as graph:
         images = tf.compat.v1.placeholder(tf.float32, (1, *spec.shape[1:]))
         tf.graph_util.import_graph_def(inlined.graph.as_graph_def(), {inlined.inputs[0].name: images})
+    # Of a kernel, what one output value reads: rows, columns and, unless it is for each channel apart, channels.
+    read = {"Conv2D": 3, "DepthwiseConv2dNative": 2}
     return sum(
-        int(np.prod(node.inputs[1].shape[:3]) * np.prod(node.outputs[0].shape))
+        int(np.prod(node.inputs[1].shape[: read[node.type]]) * np.prod(node.outputs[0].shape))
         for node in graph.get_operations()
-        if node.type == "Conv2D"
+        if node.type in read
     )
 
 

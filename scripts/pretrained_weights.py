@@ -1,7 +1,7 @@
 """Makes pretrained/slim18.weights.h5 from drawn tiles alone: python -m scripts.pretrained_weights
 
 No picture of a real tile goes into them, so that no split of real tiles can leak through them, and no weights
-of others. `make real` and the demo start from them: without internet, they take the place of ImageNet's.
+of others. The demo starts from them; so can whoever wants nothing of ImageNet, or the fastest network.
 It runs on any backend of Keras: KERAS_BACKEND=jax where JAX has a GPU, with --workers to feed it.
 """
 

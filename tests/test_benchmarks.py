@@ -67,6 +67,20 @@ def test_multiply_adds_of_a_convolution(small_network: Path, tmp_path: Path) -> 
     assert multiply_adds(latest_version(tmp_path / "m")) == 32 * 32 * 3 * 3
 
 
+def test_multiply_adds_of_a_kernel_for_each_channel_apart(tmp_path: Path) -> None:
+    import keras
+
+    from stages.export import export_saved_model
+
+    images = keras.Input((32, 32, 1))
+    x = keras.layers.DepthwiseConv2D(5, padding="same")(keras.layers.Conv2D(4, 1)(images))
+    model = keras.Model(images, keras.layers.Conv2D(1, 1, activation="sigmoid")(x))
+
+    version = export_saved_model(model, {"threshold": 0.5}, tmp_path / "m")
+
+    assert multiply_adds(version) == 32 * 32 * (4 + 4 * 5 * 5 + 4)
+
+
 def test_networks_tells_what_each_costs(
     monkeypatch: pytest.MonkeyPatch, small_network: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
