@@ -76,7 +76,7 @@ def multiply_adds(version: Path) -> int:
     with tf.Graph().as_default() as graph:
         images = tf.compat.v1.placeholder(tf.float32, (1, *spec.shape[1:]))
         tf.graph_util.import_graph_def(inlined.graph.as_graph_def(), {inlined.inputs[0].name: images})
-    # Of a kernel, what one output value reads: rows, columns and, unless it is for each channel apart, channels.
+    # What one output value reads of a kernel: rows, columns, and channels unless each has its own.
     read = {"Conv2D": 3, "DepthwiseConv2dNative": 2}
     return sum(
         int(np.prod(node.inputs[1].shape[: read[node.type]]) * np.prod(node.outputs[0].shape))
