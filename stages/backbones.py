@@ -26,7 +26,17 @@ SLIM_STEM, SLIM_FILTERS = 16, (32, 64, 128, 256)
 
 KERAS_CV_BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
 
-LITE_STAGES = ("stem_activation", "block2b_add", "block3b_add", "block5c_add", "block7a_project_bn")
+LITE_STEM = 32
+LITE_STAGES = (
+    (3, 1, 16, 1, 1),
+    (3, 2, 24, 6, 2),
+    (5, 2, 40, 6, 2),
+    (3, 3, 80, 6, 2),
+    (5, 3, 112, 6, 1),
+    (5, 4, 192, 6, 2),
+    (3, 1, 320, 6, 1),
+)
+"""Side of the depthwise kernels, blocks, filters, expansion, stride of the first."""
 
 # BatchNorm's usual 0.99 lags behind in runs of a few hundred steps.
 MOMENTUM = 0.9
@@ -36,7 +46,7 @@ def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Mode
     """Builds an encoder.
 
     Args:
-        name: `slim18` (of this project), `resnet18`, `resnet34`, `efficientnet_lite0` (keras-cv) or
+        name: `slim18`, `efficientnet_lite0` (of this project), `resnet18`, `resnet34` (keras-cv) or
             `resnet50` (keras.applications).
         weights: `imagenet` (resnet50, from the internet, and efficientnet_lite0, from a package), `none`,
             or the path of a `.weights.h5` file saved from this backbone.
@@ -143,38 +153,54 @@ def _keras_cv_resnet(name: str, shape: tuple[int, int, int]) -> keras.Model:
 
 
 def _efficientnet_lite0(weights: str, shape: tuple[int, int, int]) -> keras.Model:
-    """EfficientNet-Lite0 (Tan and Le, 2019), made for devices without a GPU, for grey images.
+    """EfficientNet-Lite0 (Tan and Le, 2019), without its head, for grey images.
 
-    One grey channel under the sum of a kernel's three answers as three equal ones did.
+    A grey channel gives with the sum of a kernel's three planes what three equal ones gave with each.
     """
-    import keras_cv
-
-    model = keras_cv.models.EfficientNetLiteBackbone(
-        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
-        stackwise_num_repeats=[1, 2, 2, 3, 3, 4, 1],
-        stackwise_input_filters=[32, 16, 24, 40, 80, 112, 192],
-        stackwise_output_filters=[16, 24, 40, 80, 112, 192, 320],
-        stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
-        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        drop_connect_rate=0.0,  # a few hundred steps from good weights need no dropout
-        include_rescaling=False,
-        input_shape=shape,
-    )
+    images = keras.Input(shape)
+    x = _relu6(_norm(_filter(images, LITE_STEM, 3, 2, "stem"), "stem_bn"), "stem_relu")
+    outputs = [x]
+    for stage, (size, blocks, filters, expansion, stride) in enumerate(LITE_STAGES, start=1):
+        if stride == 2 and stage > 2:  # the stem has the features of stride 2
+            outputs.append(x)
+        for block in range(1, blocks + 1):
+            name, y = f"stage{stage}_block{block}", x
+            if expansion > 1:
+                wide = expansion * x.shape[-1]
+                y = _norm(_filter(y, wide, 1, 1, f"{name}_expand"), f"{name}_expand_bn")
+                y = _relu6(y, f"{name}_expand_relu")
+            y = layers.DepthwiseConv2D(
+                size,
+                stride if block == 1 else 1,
+                padding="same",
+                use_bias=False,
+                depthwise_initializer="he_normal",
+                name=f"{name}_depthwise",
+            )(y)
+            y = _relu6(_norm(y, f"{name}_depthwise_bn"), f"{name}_relu")
+            y = _norm(_filter(y, filters, 1, 1, f"{name}_project"), f"{name}_project_bn")
+            x = y if block == 1 else layers.Add(name=f"{name}_add")([y, x])
+    model = keras.Model(images, [*outputs, x], name="efficientnet_lite0")
     if weights == "imagenet":
-        arrays = iter(efficientnet_lite0_weights().values())  # in the order of the layers
-        for layer in model.layers:
-            if isinstance(layer, layers.DepthwiseConv2D):
-                layer.set_weights([next(arrays).transpose(2, 3, 0, 1)])
-            elif isinstance(layer, layers.Conv2D):
-                kernel = next(arrays).transpose(2, 3, 1, 0)
-                grey = layer is model.get_layer("stem_conv")
-                layer.set_weights([kernel.sum(axis=2, keepdims=True) if grey else kernel])
-            elif layer.weights:
-                layer.set_weights([next(arrays) for _ in layer.weights])
-    outputs = [model.get_layer(layer).output for layer in LITE_STAGES]
-    return keras.Model(model.input, outputs, name="efficientnet_lite0")
+        _load_imagenet(model)
+    return model
+
+
+def _load_imagenet(model: keras.Model) -> None:
+    """Gives EfficientNet-Lite0 the weights of the package, which has them in the order of the layers."""
+    arrays = iter(efficientnet_lite0_weights().values())
+    for layer in model.layers:
+        if isinstance(layer, layers.DepthwiseConv2D):
+            layer.set_weights([next(arrays).transpose(2, 3, 0, 1)])
+        elif isinstance(layer, layers.Conv2D):
+            kernel = next(arrays).transpose(2, 3, 1, 0)
+            layer.set_weights([kernel.sum(axis=2, keepdims=True) if layer.name == "stem" else kernel])
+        elif layer.weights:
+            layer.set_weights([next(arrays) for _ in layer.weights])
+
+
+def _relu6(x: Any, name: str) -> Any:
+    return layers.Activation("relu6", name=name)(x)
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
