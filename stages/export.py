@@ -28,7 +28,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from serving.postprocessing import LABELS, OUTLINE, threshold_level
 from stages.decoding import decode_gray
 from stages.errors import StageError, run_stage
-from stages.folding import fold_repeated_channels
+from stages.folding import fold_depthwise_scales, fold_repeated_channels
 from stages.params import ExportParams, load_params
 from stages.tiles import data_version, read_tiles
 
@@ -150,12 +150,13 @@ def _next_version(base_path: Path) -> int:
 
 
 def _freeze(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The network as one function without variables, its grey image no longer copied."""
+    """The network as one function without variables, with all that kernels can take in folded into them."""
     spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")
     concrete = tf.function(lambda images: model(images, training=False)).get_concrete_function(spec)
     frozen = convert_variables_to_constants_v2(concrete)
     graph = frozen.graph.as_graph_def()
     fold_repeated_channels(graph)
+    fold_depthwise_scales(graph)
 
     def network(images: tf.Tensor) -> tf.Tensor:
         feeds = {frozen.inputs[0].name: images}

@@ -1,15 +1,18 @@
-"""One grey image stands for its three copies, in the graph that is served."""
+"""Kernels take in copies of the image and scales of their results, in the graph that is served."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from stages.folding import fold_repeated_channels
+from stages.folding import fold_depthwise_scales, fold_repeated_channels
 
 
 def repeated(images: keras.KerasTensor, branch: str) -> keras.Model:
@@ -28,11 +31,29 @@ def repeated(images: keras.KerasTensor, branch: str) -> keras.Model:
     return keras.Model(images, readers[branch]())
 
 
-def folded(model: keras.Model) -> tuple[tf.compat.v1.GraphDef, int]:
+def scaled(images: keras.KerasTensor, branch: str) -> keras.Model:
+    """A depthwise convolution, and what is done with its result."""
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", use_bias=False)(images)
+    norm = layers.BatchNormalization(
+        gamma_initializer="random_normal", beta_initializer="random_normal", moving_mean_initializer="ones"
+    )
+    readers = {
+        "normalization": lambda: layers.Activation("relu6")(norm(x)),
+        "read unscaled too": lambda: layers.Add()([norm(x), x]),
+        "scaled by itself": lambda: layers.Multiply()([x, x]),
+        "scaled by the image": lambda: layers.Multiply()([x, keras.ops.mean(images, axis=-1, keepdims=True)]),
+        "one scale for all": lambda: x * 2.0,
+    }
+    return keras.Model(images, readers[branch]())
+
+
+def folded(
+    model: keras.Model, fold: Callable[[tf.compat.v1.GraphDef], int] = fold_repeated_channels
+) -> tuple[tf.compat.v1.GraphDef, int]:
     spec = tf.TensorSpec(model.input_shape, tf.float32, name="images")
     concrete = tf.function(lambda images: model(images)).get_concrete_function(spec)
     graph = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
-    return graph, fold_repeated_channels(graph)
+    return graph, fold(graph)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -55,6 +76,32 @@ def test_folding_changes_the_work_and_not_the_answer(branch: str, count: int, ch
     graph, changed = folded(model)
 
     assert changed == count
+    assert_same(graph, model, x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("branch", "count"),
+    [
+        ("normalization", 1),
+        ("read unscaled too", 0),
+        ("scaled by itself", 0),
+        ("scaled by the image", 0),
+        ("one scale for all", 0),
+    ],
+)
+def test_a_scale_of_each_channel_becomes_part_of_its_kernel(branch: str, count: int, channels: int) -> None:
+    keras.utils.set_random_seed(0)
+    model = scaled(keras.Input((16, 12, channels)), branch)
+    x = np.random.default_rng(0).normal(0, 1, (2, 16, 12, channels)).astype(np.float32)
+
+    graph, changed = folded(model, fold_depthwise_scales)
+
+    assert changed == count
+    assert_same(graph, model, x)
+
+
+def assert_same(graph: tf.compat.v1.GraphDef, model: keras.Model, x: NDArray[np.float32]) -> None:
     run = tf.compat.v1.wrap_function(
         lambda images: tf.graph_util.import_graph_def(graph, {"images": images}, ["Identity:0"])[0],
         [tf.TensorSpec(model.input_shape, tf.float32)],
