@@ -3,6 +3,7 @@
 Splits, pretrains, trains and evaluates once for each protocol and seed, and prints the figures of the
 test sides with their mean and its 95 % confidence interval. What is finished is kept, what was cut off
 goes on; so several commands can share the seeds between the cores of a machine, and a last one prints all.
+With --mean-of it judges the mean of the probabilities of networks that are there, as one network.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-    from stages.params import PretrainParams, TrainParams
+    from stages.params import EvaluateParams, PretrainParams, TrainParams
     from stages.tiles import Tile
 
 __all__ = ["main", "mean_interval", "table"]
 
 Metrics = dict[str, Any]
+
+SIDES = ("train", "val", "test")
 
 FEW = 0.01
 """Share of the good validation tiles with a false alarm that the second threshold allows."""
@@ -74,14 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="evaluate networks that are there anew, as after a change of it",
     )
+    add(
+        "--mean-of",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="train nothing: take the mean of the networks below these --out folders, and keep it",
+    )
     add("--print-only", action="store_true", help="train nothing: the table of what is finished")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from stages.errors import StageError
 
+    run = _mean if args.mean_of else _run
     try:
         results = {
-            protocol: [metrics for seed in args.seeds if (metrics := _run(args, protocol, seed)) is not None]
+            protocol: [metrics for seed in args.seeds if (metrics := run(args, protocol, seed)) is not None]
             for protocol in args.protocols
         }
     except StageError as error:
@@ -113,6 +124,70 @@ def _run(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
     )
     recipe = learnt | fingerprint([], evaluate=params.evaluate.model_dump(mode="json"))
     folder: Path = args.out / f"{protocol}-{seed}"
+    kept = _kept(args, folder, recipe)
+    if kept or args.print_only:
+        return kept
+
+    import keras
+
+    from stages.data_split import data_split
+    from stages.tiles import read_tiles
+
+    logging.info("%s split, seed %d, in %s", protocol, seed, folder)
+    data_split(split_params, args.data, read_tiles(index), folder / "split")
+    train_side, val_side, test_side = (read_tiles(folder / "split" / f"{side}.csv") for side in SIDES)
+    model_path, made = folder / "unet.keras", folder / "unet.json"
+    if made.exists() and model_path.exists() and json.loads(made.read_text()) == learnt:
+        model = keras.models.load_model(model_path, compile=False)
+    else:
+        model = _train(params.pretrain, network, args.data, train_side, val_side, folder, learnt)
+        made.write_text(json.dumps(learnt))
+    return _judge(params.evaluate, model, args.data, val_side, test_side, folder, recipe)
+
+
+def _mean(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
+    """The metrics of the mean of networks that other recipes have made of one split and seed."""
+    import keras
+
+    from stages.checkpoint import fingerprint
+    from stages.errors import StageError
+    from stages.params import load_params
+    from stages.tiles import read_tiles
+
+    run = f"{protocol}-{seed}"
+    members: list[Path] = [out / run for out in args.mean_of]
+    for member in members:
+        if not (member / "unet.keras").exists():
+            raise StageError(f"no {member / 'unet.keras'}; train it, with its --params and --out")
+    sides = [{name: (member / "split" / f"{name}.csv").read_text() for name in SIDES} for member in members]
+    if any(side != sides[0] for side in sides):
+        raise StageError(f"{' and '.join(map(str, members))} are of different splits of the tiles")
+    params = load_params(args.params).evaluate
+    networks = [member / "unet.keras" for member in members]
+    recipe = fingerprint(networks, evaluate=params.model_dump(mode="json"))
+    folder: Path = args.out / run
+    kept = _kept(args, folder, recipe)
+    if kept or args.print_only:
+        return kept
+
+    logging.info("mean of %s", " and ".join(map(str, members)))
+    models = [keras.models.load_model(path, compile=False) for path in networks]
+    images = keras.Input(models[0].input_shape[1:], name="images")
+    for index, model in enumerate(models):
+        model.name = f"unet{index + 1}"
+    mean = keras.Model(
+        images, keras.layers.Average(name="probabilities")([model(images) for model in models])
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    mean.save(folder / "unet.keras")
+    val_side, test_side = (read_tiles(members[0] / "split" / f"{side}.csv") for side in ("val", "test"))
+    return _judge(params, mean, args.data, val_side, test_side, folder, recipe)
+
+
+def _kept(args: argparse.Namespace, folder: Path, recipe: Mapping[str, Any]) -> Metrics | None:
+    """The metrics that a run has left, if they are of this recipe."""
+    from stages.errors import StageError
+
     result = folder / "result.json"
     if result.exists():
         saved = json.loads(result.read_text())
@@ -120,32 +195,30 @@ def _run(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
             return dict(saved["metrics"])
         if args.print_only:
             raise StageError(f"{result} is of another recipe; name its --params or another --out")
-    if args.print_only:
-        return None
+    return None
 
+
+def _judge(
+    params: EvaluateParams,
+    model: keras.Model,
+    data: Path,
+    val_side: Sequence[Tile],
+    test_side: Sequence[Tile],
+    folder: Path,
+    recipe: Mapping[str, Any],
+) -> Metrics:
+    """Evaluates with two thresholds, and leaves the metrics in the folder."""
     import keras
 
-    from stages.data_split import data_split
+    from stages.errors import StageError
     from stages.evaluate import evaluate
     from stages.params import MaxFalseAlarmRate
-    from stages.tiles import read_tiles
 
-    logging.info("%s split, seed %d, in %s", protocol, seed, folder)
-    data_split(split_params, args.data, read_tiles(index), folder / "split")
-    train_side, val_side, test_side = (
-        read_tiles(folder / "split" / f"{side}.csv") for side in ("train", "val", "test")
-    )
-    model_path, made = folder / "unet.keras", folder / "unet.json"
-    if made.exists() and model_path.exists() and json.loads(made.read_text()) == learnt:
-        model = keras.models.load_model(model_path, compile=False)
-    else:
-        model = _train(params.pretrain, network, args.data, train_side, val_side, folder, learnt)
-        made.write_text(json.dumps(learnt))
-    metrics = evaluate(params.evaluate, model, args.data, val_side, test_side, folder / "evaluate")
+    metrics = evaluate(params, model, data, val_side, test_side, folder / "evaluate")
     point = MaxFalseAlarmRate(max_false_alarm_rate=FEW)
-    few = params.evaluate.model_copy(update={"operating_point": point, "overlays": 0})
+    few = params.model_copy(update={"operating_point": point, "overlays": 0})
     try:
-        there = evaluate(few, model, args.data, val_side, test_side, folder / "few")
+        there = evaluate(few, model, data, val_side, test_side, folder / "few")
         names = ("component_recall", "missed_image_rate", "false_alarm_rate", "dice_pooled")
         metrics["few"] = {name: there[name] for name in names}
     except StageError as error:  # no threshold does it
@@ -154,7 +227,7 @@ def _run(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
     keras.backend.clear_session()
     partial = folder / ".partial-result.json"
     partial.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
-    partial.replace(result)
+    partial.replace(folder / "result.json")
     return metrics
 
 

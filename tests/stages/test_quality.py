@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -54,6 +56,32 @@ def test_each_split_and_seed_is_trained_once_and_its_figures_are_in_the_table(
     recipe.write_text(recipe.read_text().replace("good_ratio: 1.0", "good_ratio: 0.5"))
     assert main([*args, "1", "--print-only"]) == 1
     assert "is of another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_the_mean_of_kept_networks_is_judged_as_one(
+    data: Data, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, mean = (tmp_path / name for name in ("one", "other", "mean"))
+    args = ["--protocols", "grouped", "--params", str(recipe), "--data", str(data.root), "--seeds", "1"]
+    assert main([*args, "--out", str(one)]) == 0
+    assert main([*args, "--out", str(mean), "--mean-of", str(one), str(other)]) == 1
+    assert f"no {other / 'grouped-1' / 'unet.keras'}; train it" in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace("good_ratio: 1.0", "good_ratio: 0.5"))
+    assert main([*args, "--out", str(other)]) == 0
+    capsys.readouterr()
+    assert main([*args, "--out", str(mean), "--mean-of", str(one), str(other)]) == 0
+    assert "| Dice, pooled |" in capsys.readouterr().out
+
+    networks = [keras.models.load_model(folder / "grouped-1/unet.keras") for folder in (one, other, mean)]
+    images = np.random.default_rng(0).uniform(1, 255, (2, *networks[0].input_shape[1:])).astype(np.float32)
+    answers = [np.asarray(network(images)) for network in networks]
+    np.testing.assert_allclose(answers[2], (answers[0] + answers[1]) / 2, atol=1e-6)
+
+    test_side = other / "grouped-1/split/test.csv"
+    test_side.write_text("".join(test_side.read_text().splitlines(keepends=True)[:-1]))
+    assert main([*args, "--out", str(mean), "--mean-of", str(one), str(other)]) == 1
+    assert "are of different splits of the tiles" in capsys.readouterr().err
 
 
 def test_data_that_are_not_there_are_named(
