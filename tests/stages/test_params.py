@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
+import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from stages import params as module
+from stages.backbones import build_backbone
 from stages.errors import StageError
 from stages.params import Params, load_params
 
@@ -46,6 +50,37 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
     assert set(YAML(typ="safe").load(ROOT / "params.yaml")) == {
         field.alias or name for name, field in Params.model_fields.items()
     }
+
+
+@pytest.mark.parametrize("network", ["efficientnet_lite0", "slim18"])
+def test_the_recipes_of_make_real_are_valid_and_all_they_say_is_taken(tmp_path: Path, network: str) -> None:
+    said = subprocess.run(
+        ["make", "--dry-run", "real", "DATA=tiles.zip", f"NETWORK={network}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    command = said[said.index("dvc exp run") :].replace("\\\n", " ")
+    words = shlex.split(command)
+    changes = [word.split("=", 1) for before, word in pairwise(words) if before == "-S"]
+
+    def apply(values: dict[str, Any]) -> None:
+        for name, value in changes:
+            section, key = name.split(".")
+            assert key in values[section], name
+            values[section][key] = YAML(typ="safe").load(value)
+
+    params = load_params(changed(tmp_path, apply))
+    assert params.train.backbone == network
+    assert Path(params.data_load.source).name == "tiles.zip"
+    assert build_backbone(network, params.train.backbone_weights, (32, 32)).name == network
+    start = params.pretrain.weights
+    assert start == "none" or (ROOT / start).is_file()
+    refused = ["make", "real", "DATA=tiles.zip", "NETWORK=vgg", "VENV=no-such", "-o", "setup"]
+    answer = subprocess.run(refused, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "NETWORK is efficientnet_lite0 or slim18" in answer.stderr
 
 
 def test_an_unknown_key_is_named_with_its_path(tmp_path: Path) -> None:
