@@ -39,8 +39,10 @@ audit:  ## Looks for known vulnerabilities of the pinned packages; needs interne
 fuzz: setup  ## Sends 14,000 wrong requests and images to the exported model; some 10 minutes
 	$(BIN)/python -m scripts.fuzz
 
+# Each recipe names all that the other one changes: what -S sets stays in params.yaml.
 NETWORK = efficientnet_lite0
-efficientnet_lite0 = -S train.epochs=13
+efficientnet_lite0 = -S train.epochs=13 -S train.mixed_precision=false -S train.backbone_weights=imagenet \
+	-S pretrain.weights=none -S pretrain.steps=250 -S pretrain.learning_rate=0.001
 slim18 = -S train.epochs=22 -S train.mixed_precision=true -S train.backbone_weights=none \
 	-S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.steps=300 -S pretrain.learning_rate=0.0005
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder> [NETWORK=slim18]

@@ -52,8 +52,8 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
     }
 
 
-@pytest.mark.parametrize("network", ["efficientnet_lite0", "slim18"])
-def test_the_recipes_of_make_real_are_valid_and_all_they_say_is_taken(tmp_path: Path, network: str) -> None:
+def recipe(network: str) -> list[tuple[str, str]]:
+    """Names and values that `make real` sets."""
     said = subprocess.run(
         ["make", "--dry-run", "real", "DATA=tiles.zip", f"NETWORK={network}"],
         cwd=ROOT,
@@ -61,12 +61,24 @@ def test_the_recipes_of_make_real_are_valid_and_all_they_say_is_taken(tmp_path: 
         text=True,
         check=True,
     ).stdout
-    command = said[said.index("dvc exp run") :].replace("\\\n", " ")
-    words = shlex.split(command)
-    changes = [word.split("=", 1) for before, word in pairwise(words) if before == "-S"]
+    words = shlex.split(said[said.index("dvc exp run") :].replace("\\\n", " "))
+    return [
+        (name, value)
+        for before, word in pairwise(words)
+        if before == "-S"
+        for name, _, value in [word.partition("=")]
+    ]
 
+
+def test_no_recipe_of_make_real_leaves_what_the_other_one_has_set() -> None:
+    one, other = ({name for name, _ in recipe(network)} for network in ("efficientnet_lite0", "slim18"))
+    assert one == other
+
+
+@pytest.mark.parametrize("network", ["efficientnet_lite0", "slim18"])
+def test_the_recipes_of_make_real_are_valid_and_all_they_say_is_taken(tmp_path: Path, network: str) -> None:
     def apply(values: dict[str, Any]) -> None:
-        for name, value in changes:
+        for name, value in recipe(network):
             section, key = name.split(".")
             assert key in values[section], name
             values[section][key] = YAML(typ="safe").load(value)
