@@ -79,8 +79,10 @@ def _runs(model: Any, folder: Path, threads: int) -> tuple[dict[str, Run], int]:
         "SavedModel": _saved_model(version, "images", "probabilities", threads),
         "SavedModel, bfloat16": _saved_model(version, "images", "probabilities", threads, "bfloat16"),
         "naive export": _saved_model(naive, None, None, threads),
-        "ONNX Runtime": _onnx_runtime(onnx, threads),
-        "OpenVINO": _openvino(onnx, threads),
+        "ONNX Runtime": (onnx_runtime := _onnx_runtime(onnx, threads)),
+        "ONNX Runtime, 1 by 1": _one_by_one(onnx_runtime),
+        "OpenVINO": (openvino := _openvino(onnx, threads)),
+        "OpenVINO, 1 by 1": _one_by_one(openvino),
     }
     return runs, multiply_adds(version)
 
@@ -121,6 +123,11 @@ def _openvino(path: Path, threads: int) -> Run:
     }
     request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
     return lambda images: request.infer([images])[0]
+
+
+def _one_by_one(run: Run) -> Run:
+    """The same tile by tile, as the SavedModel does it."""
+    return lambda images: np.concatenate([run(image[None]).copy() for image in images])
 
 
 def _product(threads: int) -> Callable[[], object]:

@@ -51,7 +51,7 @@ def export(
     """Exports the trained model as the next version of the servable.
 
     Args:
-        params: name, versions to keep, and batch sizes of the warm-up.
+        params: name, versions to keep, batch sizes of the warm-up, and how a batch is computed.
         info: what to say of the model; needs `threshold`, gets the rest here.
         model_path: `.keras` file that `train` wrote.
         samples: image files for the warm-up requests.
@@ -69,6 +69,7 @@ def export(
         base_path,
         warmup=[path.read_bytes() for path in samples],
         warmup_batches=params.warmup_batches,
+        whole_batches=params.whole_batches,
     )
     for old in versions(base_path)[: -params.keep_versions]:
         shutil.rmtree(base_path / str(old))
@@ -82,6 +83,7 @@ def export_saved_model(
     *,
     warmup: list[bytes] | None = None,
     warmup_batches: Iterable[int] = (1,),
+    whole_batches: bool = False,
 ) -> Path:
     """Writes a model as a new version below `base_path`; a server that polls it never sees half.
 
@@ -91,6 +93,7 @@ def export_saved_model(
         base_path: folder of the versions.
         warmup: image files for warm-up requests.
         warmup_batches: a request for each of these batch sizes.
+        whole_batches: a batch goes through the network as one, not tile by tile.
 
     Returns:
         Folder of the new version: `base_path/<UTC time as an integer>`.
@@ -112,7 +115,7 @@ def export_saved_model(
     # Beside the base path, not in it: on the same disk, and no server looks there.
     with tempfile.TemporaryDirectory(prefix=f".{base_path.name}-", dir=base_path.parent) as scratch:
         folder = Path(scratch) / str(number)
-        network = _freeze(model)
+        network = _freeze(model) if whole_batches else _one_by_one(_freeze(model))
         tf.saved_model.save(tf.Module(), str(folder), signatures=_signatures(network, (height, width), info))
         extra = folder / "assets.extra"
         extra.mkdir()
@@ -166,6 +169,20 @@ def _freeze(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     # One function, so that the signatures share the weights.
     shared: Callable[[tf.Tensor], tf.Tensor] = tf.compat.v1.wrap_function(network, [spec])
     return shared
+
+
+def _one_by_one(network: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The network with each tile of a batch by itself, as many at once as the server has threads.
+
+    What a layer gives for one tile is still in the cache when the next layer reads it. And a tile has the
+    same answer in any batch.
+    """
+
+    def each(images: tf.Tensor) -> tf.Tensor:
+        one = tf.TensorSpec(images.shape[1:], tf.float32)
+        return tf.map_fn(lambda image: network(image[None])[0], images, fn_output_signature=one)
+
+    return each
 
 
 def _signatures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ from serving.postprocessing import mask_at, probability_levels
 from serving.preprocessing import letterbox, read_image
 from stages.errors import StageError
 from stages.export import export_saved_model, latest_version, main, versions
+from stages.model import build_unet
 from tests.conftest import DETECTOR_SIZE, DETECTOR_THRESHOLD, dark_detector
+from tests.stages.conftest import SMALLEST
 
 STOCK_SIZES = [(64, 64), (40, 50), (200, 90), (31, 333), (64, 10), (9, 8), (1, 1), (403, 632)]
 
@@ -168,6 +171,54 @@ def test_warmup_requests_name_both_signatures(servable_path: Path) -> None:
 def detector() -> keras.Model:
     images = keras.Input((32, 32, 1))
     return keras.Model(images, keras.layers.Rescaling(1 / 255)(images))
+
+
+@pytest.fixture(scope="module")
+def both_ways(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Signatures of one network that computes tile by tile, and of one that computes whole batches."""
+    keras.utils.set_random_seed(0)
+    model = build_unet(SMALLEST.model_copy(update={"image_size": (64, 96)}))
+    folder = tmp_path_factory.mktemp("ways")
+    versions_ = (
+        export_saved_model(model, {"threshold": 0.5}, folder / str(whole), whole_batches=whole)
+        for whole in (False, True)
+    )
+    one_by_one, whole = (tf.saved_model.load(str(version)).signatures for version in versions_)
+    return one_by_one, whole
+
+
+def test_a_tile_has_the_same_answer_in_any_batch_to_the_last_bit(both_ways: tuple[Any, Any]) -> None:
+    images = np.random.default_rng(0).normal(150, 12, (5, 64, 96, 1)).astype(np.float32)
+    serving_default = both_ways[0]["serving_default"]
+
+    together = serving_default(images=tf.constant(images))["probabilities"].numpy()
+
+    alone = [serving_default(images=tf.constant(image[None]))["probabilities"].numpy()[0] for image in images]
+    np.testing.assert_array_equal(together, alone)
+    assert together.std(axis=0).max() > 0
+
+
+def test_whole_batches_give_what_tiles_one_by_one_give(both_ways: tuple[Any, Any]) -> None:
+    images = np.random.default_rng(1).normal(150, 12, (5, 64, 96, 1)).astype(np.float32)
+
+    one_by_one, whole = (way["serving_default"](images=tf.constant(images)) for way in both_ways)
+
+    np.testing.assert_allclose(one_by_one["probabilities"], whole["probabilities"], atol=1e-5)
+
+
+def test_an_empty_batch_has_an_empty_answer(both_ways: tuple[Any, Any]) -> None:
+    answer = both_ways[0]["serving_default"](images=tf.zeros((0, 64, 96, 1)))
+    assert answer["probabilities"].shape == (0, 64, 96, 1)
+
+
+def loops(signature: Any) -> int:
+    graph = signature.graph.as_graph_def()
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    return sum("While" in node.op for node in nodes)
+
+
+def test_whole_batches_go_through_the_network_as_one(both_ways: tuple[Any, Any]) -> None:
+    assert [loops(way["serving_default"]) for way in both_ways] == [1, 0]
 
 
 def test_versions_ascend_even_within_a_second(tmp_path: Path) -> None:
