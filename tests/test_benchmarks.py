@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import end_to_end, networks, runtimes
-from benchmarks.models import multiply_adds
+from benchmarks import end_to_end, networks, pipeline, runtimes
+from benchmarks.models import NAME, multiply_adds
 from stages.export import latest_version
 
 
@@ -93,3 +93,21 @@ def test_networks_tells_what_each_costs(
     assert networks.main(["--sizes", "32", "--decoders", "8,8,8,8,8", "--rounds", "1"]) == 0
 
     assert re.search(r"^ +32  8,8,8,8,8 +0.00 G .* 1.00$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_start_is_measured_with_a_model_that_finds_defects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import keras
+
+    from stages.export import export_saved_model
+
+    images = keras.Input((32, 32, 1))
+    everywhere = keras.Model(images, keras.layers.Rescaling(0.0, offset=0.9)(images))
+    export_saved_model(everywhere, {"name": NAME, "threshold": 0.5}, tmp_path / NAME)
+
+    pipeline._print_start(tmp_path / NAME)
+
+    out = capsys.readouterr().out
+    for line in ("server, to its first answer", "client, --help", "client, predict"):
+        assert re.search(rf"^{line} +\d+\.\d\d s", out, re.MULTILINE)
