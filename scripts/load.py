@@ -51,7 +51,7 @@ IMAGE_FLAGS = (
 REFUSED = (503, 429)
 TIMEOUT = 120.0
 LEVELS, PIXELS = 1, 0.001
-"""By how much probabilities, in 1/255, and masks, as a share of the tile, may differ from batch to batch."""
+"""By how much probabilities, in 1/255, and masks, as a share of the tile, may differ from run to run."""
 
 
 def tiles(count: int, height: int = 324, width: int = 270, seed: int = 0) -> list[bytes]:

@@ -9,6 +9,7 @@ import keras
 from stages.devices import scope_of
 from stages.losses import SegmentationLoss
 from stages.metrics import PooledDice
+from stages.normalization import fuse_normalization
 from stages.params import TrainParams
 
 __all__ = ["build_metrics", "compile_model", "follow_epochs"]
@@ -39,6 +40,7 @@ def compile_model(
         warmup_target=learning_rate if warmup else None,
         warmup_steps=warmup,
     )
+    fuse_normalization(model)
     with scope_of(model):
         model.compile(
             optimizer=keras.optimizers.AdamW(

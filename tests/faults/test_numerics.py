@@ -1,7 +1,7 @@
 """One tile, one answer, wherever it is asked for; tiles of all sizes; metrics against other libraries.
 
 What "the same" is: probabilities within 1/255, masks within 0.1 % of the pixels, since the last bits of a sum
-depend on how many tiles are computed together, and on how many cores.
+depend on the build of TensorFlow and on how many cores share it.
 """
 
 from __future__ import annotations
