@@ -33,7 +33,7 @@ SAME_SHAPE = 0.12
 """Largest difference of the logarithm of a side, between pictures of one piece."""
 
 BLOCK = 1024
-"""Pictures compared with all others at a time, which bounds memory."""
+"""Pictures compared with as many others at a time, which bounds memory."""
 
 SKETCH = 28
 """Frequencies, down and across, of what is kept of each picture: 3 kB instead of 28."""
@@ -94,17 +94,19 @@ def find_lookalikes(data: Path, tiles: Sequence[Tile], threshold: float) -> list
     for start in range(0, len(tiles), BLOCK):
         block = slice(start, start + BLOCK)
         stop = int(np.searchsorted(sizes[:, 0], sizes[block, 0].max() + SAME_SHAPE))
-        # At most: what the sketches leave out adds no more than the product of its lengths (Cauchy-Schwarz).
-        most = sketches[block] @ sketches[start:stop].T + np.outer(rests[block], rests[start:stop])
-        rows, columns = np.nonzero(most >= threshold - ROUNDING)
-        one, other = start + rows, start + columns
-        kept = (one < other) & (names[one] != names[other])
-        kept &= np.abs(sizes[one] - sizes[other]).max(axis=1, initial=0) < SAME_SHAPE
-        for first, second in zip(one[kept].tolist(), other[kept].tolist(), strict=True):
-            alike = float(np.vdot(fine_structure(first), fine_structure(second)))
-            if alike >= threshold:
-                low, high = sorted((int(order[first]), int(order[second])))
-                pairs.append((low, high, alike))
+        for left in range(start, stop, BLOCK):
+            others = slice(left, min(left + BLOCK, stop))
+            # At most: what sketches leave out adds no more than the product of its lengths (Cauchy-Schwarz).
+            most = sketches[block] @ sketches[others].T + np.outer(rests[block], rests[others])
+            rows, columns = np.nonzero(most >= threshold - ROUNDING)
+            one, other = start + rows, left + columns
+            kept = (one < other) & (names[one] != names[other])
+            kept &= np.abs(sizes[one] - sizes[other]).max(axis=1, initial=0) < SAME_SHAPE
+            for first, second in zip(one[kept].tolist(), other[kept].tolist(), strict=True):
+                alike = float(np.vdot(fine_structure(first), fine_structure(second)))
+                if alike >= threshold:
+                    low, high = sorted((int(order[first]), int(order[second])))
+                    pairs.append((low, high, alike))
     return sorted(pairs)
 
 
