@@ -85,11 +85,14 @@ def find_lookalikes(data: Path, tiles: Sequence[Tile], threshold: float) -> list
     def fine_structure(place: int) -> NDArray[np.float32]:
         return structure(read_image(data / tiles[order[place]].image))
 
-    with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda place: _sketch(fine_structure.__wrapped__(place)), range(len(tiles)))
-        bar = tqdm(found, total=len(tiles), desc="comparing tiles", unit="tile", leave=False)
-        for place, (sketch, rest) in enumerate(bar):
-            sketches[place], rests[place] = sketch, rest
+    bar = tqdm(total=len(tiles), desc="comparing tiles", unit="tile", leave=False)
+    with ThreadPoolExecutor() as threads, bar:
+        for start in range(0, len(tiles), BLOCK):  # threads that ran ahead would fill the memory
+            places = range(start, min(start + BLOCK, len(tiles)))
+            found = threads.map(lambda place: _sketch(fine_structure.__wrapped__(place)), places)
+            for place, (sketch, rest) in zip(places, found, strict=True):
+                sketches[place], rests[place] = sketch, rest
+                bar.update()
     pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(tiles), BLOCK):
         block = slice(start, start + BLOCK)
