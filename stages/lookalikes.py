@@ -87,7 +87,7 @@ def find_lookalikes(data: Path, tiles: Sequence[Tile], threshold: float) -> list
 
     bar = tqdm(total=len(tiles), desc="comparing tiles", unit="tile", leave=False)
     with ThreadPoolExecutor() as threads, bar:
-        for start in range(0, len(tiles), BLOCK):  # threads that ran ahead would fill the memory
+        for start in range(0, len(tiles), BLOCK):  # so that results do not pile up
             places = range(start, min(start + BLOCK, len(tiles)))
             found = threads.map(lambda place: _sketch(fine_structure.__wrapped__(place)), places)
             for place, (sketch, rest) in zip(places, found, strict=True):
