@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,14 @@ from stages.errors import StageError
 from stages.metrics import count_levels, curve, levels_of_discovery
 from stages.params import MaxFalseAlarmRate, MinRecall, OperatingPoint
 
-__all__ = ["Evidence", "best_dice_level", "choose_level", "gather_evidence", "wilson_interval"]
+__all__ = [
+    "Evidence",
+    "best_balanced_level",
+    "best_dice_level",
+    "choose_level",
+    "gather_evidence",
+    "wilson_interval",
+]
 
 NEAR = 0.01
 """Difference of Dice that tells nothing of the tiles to come."""
@@ -27,11 +34,13 @@ class Evidence:
     Attributes:
         counts: (2, 256), sum of `count_levels`, of what `mask_levels` gives.
         alarms: highest level of each good tile; at thresholds up to it, the tile is a false alarm.
+        catches: highest level of each tile with a defect; at thresholds up to it, the tile is caught.
         discoveries: of each true defect, the highest threshold level at which it counts as found.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     alarms: list[int] = field(default_factory=list)
+    catches: list[int] = field(default_factory=list)
     discoveries: list[int] = field(default_factory=list)
 
 
@@ -52,12 +61,15 @@ def gather_evidence(
         evidence.discoveries += levels_of_discovery(reached, truth, overlap)
         if good:
             evidence.alarms.append(int(levels.max()))
+        elif truth.any():
+            evidence.catches.append(int(levels.max()))
     return evidence
 
 
 def choose_level(point: OperatingPoint, evidence: Evidence) -> int:
     """The threshold level, 1-255, of an operating point.
 
+    `best_balanced_accuracy`: the level that tells tiles with a defect from good ones best.
     `best_dice`: the best pooled Dice. `max_false_alarm_rate`: the lowest level at which no larger
     share of the good tiles has any defect pixel, which finds the most that this rate allows.
     `min_recall`: the highest level at which that share of the defects is found.
@@ -88,7 +100,36 @@ def choose_level(point: OperatingPoint, evidence: Evidence) -> int:
                 "the validation defects have any probability; train longer, or ask for less"
             )
         return int(reached[-1]) + 1
-    return best_dice_level(evidence.counts)
+    if point == "best_dice":
+        return best_dice_level(evidence.counts)
+    if not evidence.alarms or not evidence.catches:
+        lacking = "good tile" if not evidence.alarms else "tile with a defect"
+        raise StageError(
+            f"evaluate.operating_point: best_balanced_accuracy needs good tiles and defects in validation, "
+            f"and there is no {lacking}; best_dice does without"
+        )
+    return best_balanced_level(evidence.alarms, evidence.catches)
+
+
+def best_balanced_level(alarms: Sequence[int], catches: Sequence[int]) -> int:
+    """The level 1-255 of the best balanced accuracy.
+
+    Where several have it, the middle one, or the next from `OUTLINE` on, which cuts off no outline.
+
+    Balanced accuracy is (c + 1 - a) / 2, c the share of the tiles with a defect that are caught, a that of
+    the good ones with a false alarm; it is highest where Youden's index c - a is. Youden, "Index for rating
+    diagnostic tests", 1950.
+
+    Args:
+        alarms: highest level of each good tile, not empty.
+        catches: highest level of each tile with a defect, not empty.
+    """
+    # In whole numbers, as levels tie.
+    index = _number_from(catches) * len(alarms) - _number_from(alarms) * len(catches)
+    best = np.flatnonzero(index == index.max()) + 1
+    middle = best[len(best) // 2]
+    deciding = best[best >= max(middle, threshold_level(OUTLINE))]
+    return int(deciding[0] if len(deciding) else middle)
 
 
 def best_dice_level(counts: NDArray[np.int64]) -> int:
@@ -123,8 +164,13 @@ def wilson_interval(rate: float | None, number: int) -> dict[str, float] | None:
     return {"low": max(0.0, (centre - spread) / scale), "high": min(1.0, (centre + spread) / scale)}
 
 
-def _share_from(levels: list[int]) -> NDArray[np.float64]:
+def _share_from(levels: Sequence[int]) -> NDArray[np.float64]:
     """Share of the values that are at least k, for k = 1 ... 255."""
-    histogram = np.bincount(levels, minlength=256)
-    shares: NDArray[np.float64] = histogram[::-1].cumsum()[::-1][1:] / len(levels)
+    shares: NDArray[np.float64] = _number_from(levels) / len(levels)
     return shares
+
+
+def _number_from(levels: Sequence[int]) -> NDArray[np.int64]:
+    """Number of the values that are at least k, for k = 1 ... 255."""
+    numbers: NDArray[np.int64] = np.bincount(levels, minlength=256)[::-1].cumsum()[::-1][1:]
+    return numbers

@@ -223,15 +223,16 @@ class MinRecall(Section):
     min_recall: Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-OperatingPoint = Literal["best_dice"] | MaxFalseAlarmRate | MinRecall
+OperatingPoint = Literal["best_balanced_accuracy", "best_dice"] | MaxFalseAlarmRate | MinRecall
 
 
 class EvaluateParams(Section):
     """Evaluation.
 
     Attributes:
-        operating_point: where the threshold is to lie: `best_dice` (or within 0.01 of it what finds
-            more), `{max_false_alarm_rate: 0.01}` or `{min_recall: 0.95}`, as measured on validation.
+        operating_point: where the threshold is to lie, as measured on validation:
+            `best_balanced_accuracy` (tells tiles with a defect from good ones best), `best_dice` (or
+            within 0.01 of it what finds more), `{max_false_alarm_rate: 0.01}` or `{min_recall: 0.95}`.
         batch_size: images per prediction step.
         component_overlap: share of a defect's pixels that must be found to count it as found.
         overlays: number of worst images to draw.

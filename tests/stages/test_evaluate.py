@@ -197,6 +197,9 @@ def test_the_threshold_follows_the_operating_point(
         PARAMS.model_dump() | {"operating_point": {"max_false_alarm_rate": 0.0}}
     )
     assert choose_threshold(point, model, tiles.root, test_side) == pytest.approx(161 / 255)
+    # Their tiles reach 220 and 180: from 161 to 180 a level tells all of them apart.
+    point = EvaluateParams.model_validate(PARAMS.model_dump() | {"operating_point": "best_balanced_accuracy"})
+    assert choose_threshold(point, model, tiles.root, test_side) == pytest.approx(171 / 255)
     point = EvaluateParams.model_validate(PARAMS.model_dump() | {"operating_point": {"min_recall": 0.9}})
     assert choose_threshold(point, model, tiles.root, test_side) == pytest.approx(120 / 255)
     metrics = evaluate(point, model, tiles.root, test_side, test_side, tmp_path / "out")

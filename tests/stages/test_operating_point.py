@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from serving.postprocessing import mask_at
 from stages.errors import StageError
 from stages.metrics import count_components, count_levels
-from stages.operating_point import Evidence, best_dice_level, choose_level, gather_evidence, wilson_interval
+from stages.operating_point import (
+    Evidence,
+    best_balanced_level,
+    best_dice_level,
+    choose_level,
+    gather_evidence,
+    wilson_interval,
+)
 from stages.params import MaxFalseAlarmRate, MinRecall
 
 # Four good tiles, the highest level of each; four defects, the highest level that finds each.
@@ -39,6 +47,10 @@ def test_without_tiles_that_tell_it_is_an_error() -> None:
         choose_level(MaxFalseAlarmRate(max_false_alarm_rate=0.01), Evidence())
     with pytest.raises(StageError, match="no defect"):
         choose_level(MinRecall(min_recall=0.9), Evidence())
+    with pytest.raises(StageError, match="there is no good tile; best_dice does without"):
+        choose_level("best_balanced_accuracy", Evidence(catches=[200]))
+    with pytest.raises(StageError, match="there is no tile with a defect; best_dice does without"):
+        choose_level("best_balanced_accuracy", Evidence(alarms=[20]))
 
 
 @pytest.mark.parametrize("overlap", [0.01, 0.1, 0.3, 0.5, 1.0])
@@ -70,6 +82,39 @@ def test_the_threshold_of_the_best_dice_leaves_out_what_only_good_tiles_reach() 
     assert not mask_at(stained, level / 255).any()
     assert choose_level(MaxFalseAlarmRate(max_false_alarm_rate=0.0), evidence) == 171
     assert choose_level(MinRecall(min_recall=1.0), evidence) == 240
+    assert choose_level("best_balanced_accuracy", evidence) == (171 + 240) // 2 + 1, "far from both"
+
+
+def test_the_best_balanced_accuracy_by_hand() -> None:
+    # 1 - 2/4 at 60, 2/3 - 1/4 at 120, 1/3 - 0 at 200: it is best from 51 to 60.
+    alarms, catches = [3, 50, 90, 150], [60, 120, 200]
+    assert best_balanced_level(alarms, catches) == 56
+    # A rate counts, not how many tiles there are of a kind.
+    assert best_balanced_level(alarms * 100, catches) == 56
+    assert best_balanced_level(alarms, catches * 100) == 56
+
+
+def test_where_many_levels_tell_all_tiles_apart_none_is_chosen_that_would_change_outlines() -> None:
+    assert best_balanced_level([20], [250]) == 136, "the middle of 21 to 250"
+    assert best_balanced_level([20], [200]) == 128, "not 111"
+    assert best_balanced_level([20], [100]) == 61, "none from 128 on does it"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_level_has_a_better_balanced_accuracy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    alarms, catches = rng.integers(0, 180, 40), rng.integers(60, 256, 15)
+    truth = np.r_[np.zeros(40, int), np.ones(15, int)]
+    scores = np.r_[alarms, catches]
+    accuracy = {k: balanced_accuracy_score(truth, scores >= k) for k in range(1, 256)}
+    chosen = best_balanced_level(alarms.tolist(), catches.tolist())
+    assert accuracy[chosen] == pytest.approx(max(accuracy.values()))
+
+
+def test_a_defect_of_no_pixels_is_neither_caught_nor_a_false_alarm() -> None:
+    levels, empty = np.full((2, 2), 90, np.uint8), np.zeros((2, 2), np.uint8)
+    evidence = gather_evidence([(levels, empty, False), (levels, ~empty, False), (levels, empty, True)], 0.5)
+    assert (evidence.alarms, evidence.catches) == ([90], [90])
 
 
 def test_the_interval_of_a_rate() -> None:
