@@ -32,8 +32,10 @@ __all__ = [
 
 GOOD, DEFECT = LABELS = ("good", "defect")
 
-OUTLINE = 0.5
-"""Probability from which pixels are in the mask of a tile with a defect, unless the threshold is lower."""
+OUTLINE = 0.4
+"""Probability from which pixels are in the mask of a tile with a defect, unless the threshold is lower.
+
+Below one half, as networks are too careful on pieces that they have not seen; docs/quality.md has figures."""
 
 
 @dataclass(frozen=True)
