@@ -41,16 +41,15 @@ fuzz: setup  ## Sends 14,000 wrong requests and images to the exported model; so
 
 # Each recipe names all that the other one changes: what -S sets stays in params.yaml.
 NETWORK = efficientnet_lite0
-efficientnet_lite0 = -S train.epochs=13 -S train.mixed_precision=false -S train.backbone_weights=imagenet \
-	-S pretrain.weights=none -S pretrain.steps=250 -S pretrain.learning_rate=0.001
-slim18 = -S train.epochs=22 -S train.mixed_precision=true -S train.backbone_weights=none \
-	-S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.steps=300 -S pretrain.learning_rate=0.0005
+efficientnet_lite0 = -S 'train.image_size=[320,512]' -S train.epochs=13 -S train.mixed_precision=false \
+	-S train.backbone_weights=imagenet -S pretrain.weights=none -S pretrain.steps=250 -S pretrain.learning_rate=0.001
+slim18 = -S 'train.image_size=[256,416]' -S train.epochs=22 -S train.mixed_precision=true \
+	-S train.backbone_weights=none -S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.steps=300 -S pretrain.learning_rate=0.0005
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder> [NETWORK=slim18]
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }
 	@test -n "$($(NETWORK))" || { echo 'NETWORK is efficientnet_lite0 or slim18' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp run -S "data_load.source=$(abspath $(DATA))" \
-		-S train.backbone=$(NETWORK) -S "train.decoder_filters=[128,64,32,16,16]" \
-		-S "train.image_size=[256,416]" $($(NETWORK))
+		-S train.backbone=$(NETWORK) -S "train.decoder_filters=[128,64,32,16,16]" $($(NETWORK))
 
 clean:  ## Removes .venv
 	rm -rf $(VENV) $(VENV)-audit

@@ -102,7 +102,7 @@ MAKE_REAL = {
     "backbone": "efficientnet_lite0",
     "backbone_weights": "none",  # they cost the same
     "decoder_filters": (128, 64, 32, 16, 16),
-    "image_size": (256, 416),
+    "image_size": (320, 512),
 }
 
 _LOAD = """
@@ -135,8 +135,9 @@ def _print_step(project: Path, rounds: int) -> None:
         rounds,
     )
     batch, step = times["batch"], times["step"]
+    height, width = params.image_size
     print(
-        f"\ntraining, {params.backbone}, 256 x 416, batches of {params.batch_size}: "
+        f"\ntraining, {params.backbone}, {height} x {width}, batches of {params.batch_size}: "
         f"batch {1000 * batch.cpu:.0f} ms CPU, forward and backward {1000 * step.cpu:.0f} ms CPU: "
         f"{batch.cpu / (batch.cpu + step.cpu):.1%} of a step is input"
     )

@@ -46,6 +46,7 @@ FIGURES: dict[str, Callable[[Metrics], float | None]] = {
     "Dice, Uneven": lambda found: found["class"].get("Uneven", {}).get("dice"),
     "defects found": lambda found: found["component_recall"],
     "false alarms": lambda found: found["false_alarm_rate"],
+    "images with a defect called good": lambda found: found["missed_image_rate"],
     "defects found, threshold for few false alarms": lambda found: _few(found, "component_recall"),
     "images with a defect called good there": lambda found: _few(found, "missed_image_rate"),
     "false alarms there": lambda found: _few(found, "false_alarm_rate"),
