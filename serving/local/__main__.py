@@ -32,6 +32,9 @@ from serving.local.versions import Loading
 log = logging.getLogger("serving.local")
 
 CONNECTIONS = 2**16  # more can't be open, whatever the system lets through
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than clients and proxies keep theirs (httpx 5, nginx and
+load balancers 60), because a request sent just when the server closes is lost."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,6 +125,7 @@ def _serve(args: argparse.Namespace, configs: Sequence[ModelConfig] | None, list
             access_log=False,
             server_header=False,
             lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=math.ceil(seconds) + 5,
         )
         _allow_connections()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import resource
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
 import requests
 
+from serving.local.__main__ import KEEP_ALIVE
 from serving.up import free_port
 from tests.serving.saved_models import save_half
 from tests.serving.test_local_versions import NAME, SECONDS, is_up, start, wait_until
@@ -21,6 +24,8 @@ from tests.serving.test_local_versions import NAME, SECONDS, is_up, start, wait_
 PATIENCE = 1.5  # seconds, as the server is told
 FILES = 256  # that a shell lets the server open
 IDLE = 300
+KEPT_BY_CLIENTS = 5.0  # seconds for which httpx keeps an idle connection
+NGINX = Path(__file__).parents[2] / "serving/deploy/nginx/magnetic-tiles.conf"
 HEAD = f"POST /v1/models/{NAME}:predict HTTP/1.1\r\nHost: here\r\n"
 
 
@@ -167,3 +172,21 @@ def test_one_connection_takes_request_after_request(server: Server) -> None:
         if received.count(b"HTTP/1.1 200 ") < 2:
             received += read_until(client, b"]\n}")
     assert received.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_connection_stays_open_for_longer_than_clients_keep_theirs(server: Server) -> None:
+    body = b'{"instances": [1]}'
+    request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with server.connect() as client:
+        for pause in (0.0, KEPT_BY_CLIENTS + 1):
+            time.sleep(pause)
+            client.sendall(request)
+            assert read_until(client, b"]\n}").startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_proxy_gives_idle_connections_up_before_the_server_does() -> None:
+    rest = re.search(r"upstream tiles_rest \{(.*?)\}", NGINX.read_text(), re.DOTALL)
+    assert rest is not None
+    kept = re.search(r"keepalive_timeout (\d+)s;", rest[1])
+    assert kept is not None
+    assert int(kept[1]) < KEEP_ALIVE
