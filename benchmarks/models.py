@@ -6,6 +6,8 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +31,28 @@ def exported_model(base_path: Path | None, backbone: str = "resnet18") -> Iterat
     if base_path is not None:
         yield base_path
         return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, NAME)
+        # In a process of its own: a child of this one, to be measured, would begin with its peak of memory.
+        with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+            executor.submit(_export, path, backbone).result()
+        yield path
+
+
+def _export(path: Path, backbone: str) -> None:
     from stages.export import export_saved_model
     from stages.model import build_unet
     from stages.params import load_params
 
     params = load_params()
     train = params.train.model_copy(update={"backbone": backbone, "backbone_weights": "none"})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, NAME)
-        export_saved_model(
-            build_unet(train),
-            {"name": NAME, "threshold": 0.5},
-            path,
-            warmup=[tile_file()],
-            warmup_batches=params.export.warmup_batches,
-        )
-        yield path
+    export_saved_model(
+        build_unet(train),
+        {"name": NAME, "threshold": 0.5},
+        path,
+        warmup=[tile_file()],
+        warmup_batches=params.export.warmup_batches,
+    )
 
 
 def network(path: Path | None, **changes: Any) -> Any:

@@ -53,6 +53,8 @@ def compile_model(
             loss=SegmentationLoss(params.dice_weight, params.focal_gamma, params.answer_weight),
             metrics=[PooledDice()],
         )
+        # Else TensorFlow does so while it traces a step, and then has to trace it again.
+        model.optimizer.build(model.trainable_variables)
 
 
 def build_metrics(model: keras.Model, batches: Any) -> None:

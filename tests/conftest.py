@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.clone import Clone
 
@@ -21,9 +22,18 @@ DETECTOR_THRESHOLD = 0.5
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which `dvc repro` has been run, and nothing committed since."""
-    clone = Clone.of_project(tmp_path_factory.mktemp("pipeline") / "clone")
-    clone.first_run = clone.run("dvc", "repro")
+    """A clone in which `dvc repro` has been run, and nothing committed since.
+
+    Workers of pytest-xdist run it once, and copy it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    said = shared / "dvc-repro.txt"
+    with FileLock(shared / "dvc-repro.lock"):
+        if not said.exists():
+            said.write_text(Clone.of_project(shared / "dvc-repro").run("dvc", "repro"))
+    clone = Clone(shared / "dvc-repro").copy(tmp_path_factory.mktemp("pipeline") / "clone")
+    clone.first_run = said.read_text()
     return clone
 
 

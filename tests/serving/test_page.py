@@ -113,7 +113,9 @@ def drop(page: Page, *paths: Path) -> None:
 
 
 def wait_until_done(page: Page, count: int) -> None:
-    page.wait_for_function("count => document.querySelectorAll('#list li').length === count", arg=count)
+    """Waits until each image has its answer, or can't have one."""
+    is_done = "count => items.length === count && items.every(one => ['done', 'failed'].includes(one.state))"
+    page.wait_for_function(is_done, arg=count)
     page.locator("#progress-row").wait_for(state="hidden")
 
 
@@ -121,7 +123,7 @@ def drop_and_wait(page: Page, *paths: Path) -> None:
     drop(page, *paths)
     wait_until_done(page, len(paths))
     # The answer is there before the photograph is decoded.
-    page.wait_for_function("() => shown !== null || !document.getElementById('message').hidden")
+    page.wait_for_function("() => shown !== null || items[current].state === 'failed'")
 
 
 def entries(page: Page) -> list[tuple[str, str]]:
