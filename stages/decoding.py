@@ -31,12 +31,24 @@ def decode_gray(data: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: when it runs, for bytes that are no such file, or over the limits.
     """
     data = _checked(data)
-    # TensorFlow's default for JPEG is the fast transform, which is off by some grey levels.
-    rgb = tf.cond(
+    # A case of its own for what cameras send: three equal channels would take twice as long.
+    return tf.cond(
         tf.io.is_jpeg(data),
-        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+        lambda: tf.cond(
+            tf.image.extract_jpeg_shape(data)[2] == 1,
+            lambda: tf.cast(_jpeg(data, channels=1)[..., 0], tf.int32),
+            lambda: _luma(_jpeg(data, channels=3)),
+        ),
+        lambda: _luma(tf.io.decode_image(data, channels=3, expand_animations=False)),
     )
+
+
+def _jpeg(data: tf.Tensor, channels: int) -> tf.Tensor:
+    # The default is the fast transform, which is off by some grey levels.
+    return tf.io.decode_jpeg(data, channels=channels, dct_method="INTEGER_ACCURATE")
+
+
+def _luma(rgb: tf.Tensor) -> tf.Tensor:
     # Plane by plane: a product with the three factors at once takes four times as long.
     red, green, blue = tf.unstack(tf.cast(tf.ensure_shape(rgb, (None, None, 3)), tf.int32), axis=-1)
     luma = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]

@@ -225,7 +225,9 @@ def _letterbox(gray: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Te
     sides = tf.cast(tile, tf.float64)
     scale = tf.minimum(tf.constant(1.0, tf.float64), tf.reduce_min(tf.constant(size, tf.float64) / sides))
     place = tf.clip_by_value(tf.cast(sides * scale + 0.5, tf.int32), 1, size)
-    image = tf.image.resize(tf.cast(gray, tf.float32)[..., None], place, antialias=True)
+    pixels = tf.cast(gray, tf.float32)[..., None]
+    shrinks = tf.reduce_any(place != tile)
+    image = tf.cond(shrinks, lambda: tf.image.resize(pixels, place, antialias=True), lambda: pixels)
     padding = [[0, size[0] - place[0]], [0, size[1] - place[1]], [0, 0]]
     return tf.ensure_shape(tf.pad(image, padding), (*size, 1)), tile, place
 
