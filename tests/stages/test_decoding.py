@@ -96,3 +96,13 @@ def test_bmp_is_read_as_pillow_reads_it(mode: str, height: int) -> None:
     data = bytearray(buffer.getvalue())
     data[22:26] = struct.pack("<i", height)
     assert np.array_equal(decode_gray(tf.constant(bytes(data))), read_image(bytes(data)))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}])
+def test_jpeg_is_read_as_pillow_reads_it(mode: str, options: dict[str, Any]) -> None:
+    gray = tile(120, 101)
+    colours = np.stack([gray, gray[::-1], gray[:, ::-1]], axis=-1)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).convert(mode).save(buffer, "JPEG", **options)
+    assert np.array_equal(decode_gray(tf.constant(buffer.getvalue())), read_image(buffer.getvalue()))
