@@ -7,6 +7,7 @@ first tile is done; the rest is of the second half of the tiles, when all worker
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -33,14 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--model_base_path", type=Path, metavar="DIR", help="default: the network with random weights")
     add("--tiles", type=int, default=256, metavar="N", help="default: 256")
+    add("--images", type=Path, metavar="DIR", help="JPEG files, again and again (default: drawn noise)")
     add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     add("--rounds", type=int, default=1, metavar="N", help="of which medians are taken (default: 1)")
     args = parser.parse_args(argv)
     with exported_model(args.model_base_path) as base_path, tempfile.TemporaryDirectory() as folder:
         tiles = Path(folder, "tiles")
         tiles.mkdir()
-        for number in range(args.tiles):
-            (tiles / f"{number:06}.jpg").write_bytes(tile_file(number))
+        for number, data in zip(range(args.tiles), _tiles(args.images, args.tiles), strict=False):
+            (tiles / f"{number:06}.jpg").write_bytes(data)
         ways: dict[str, Callable[[Path, Path, Path], Iterator[int]]] = {
             "loop, all cores": _loop,
             "client and server": _client,
@@ -61,6 +63,14 @@ def main(argv: list[str] | None = None) -> int:
             ratios = f"{rate / rates[0]:12.2f} {rate / rates[2]:16.2f}"
             print(f"{name:18} {start:4.0f} s {rate:8.1f} {ratios} {1000 * cpu:8.0f} ms")
     return 0
+
+
+def _tiles(images: Path | None, count: int) -> Iterator[bytes]:
+    if images is None:
+        return map(tile_file, itertools.count())
+    paths = sorted(images.rglob("*.jpg"))
+    # Spread over all classes, whose folders follow one another.
+    return (path.read_bytes() for path in itertools.cycle(paths[:: max(1, len(paths) // count)]))
 
 
 def _measure(done: Iterator[int], total: int) -> tuple[float, float, float]:

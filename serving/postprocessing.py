@@ -163,11 +163,11 @@ def find_defects(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> list[Def
         mask: (H, W) uint8, any value but 0 is defect.
         levels: (H, W) uint8 of `probability_levels`.
     """
+    if not mask.any():
+        return []
     from scipy import ndimage  # here, because it takes most of the client's start
 
     components, count = ndimage.label(mask > 0, structure=np.ones((3, 3), int))
-    if count == 0:
-        return []
     rows, columns = np.nonzero(components)
     owners = components[rows, columns] - 1
     areas = np.bincount(owners)

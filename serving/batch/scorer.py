@@ -16,6 +16,7 @@ from PIL import Image
 
 from serving.batch.storage import IMAGES, Folder
 from serving.client.ordered import ordered_map
+from serving.client.outputs import PNG_COMPRESSION
 from serving.client.tile import Tile
 from serving.errors import ImageError
 from serving.local.model import Model
@@ -167,5 +168,5 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 def _png(mask: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
+    Image.fromarray(mask).save(buffer, "PNG", compress_level=PNG_COMPRESSION)
     return buffer.getvalue()

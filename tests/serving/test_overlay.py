@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from serving.overlay import FOUND, TRUTH, overlay
 
@@ -52,3 +53,18 @@ def test_hundreds_of_defects_at_the_edges_are_drawn() -> None:
     mask = np.zeros((60, 60), np.uint8)
     mask[::3, ::3] = 255
     assert is_colour(np.asarray(overlay(np.zeros_like(mask), mask)), FOUND).any()
+
+
+def test_contours_are_two_pixels_wide_outside_what_was_found_and_inside_the_truth() -> None:
+    mask = np.zeros((700, 800), np.uint8)
+    mask[100:200, 300:500] = 255
+    mask[600:, :50] = 255  # closed along the edge of the tile where it is the truth, open where it was found
+    gray = np.full_like(mask, 90)
+
+    found = is_colour(np.asarray(overlay(gray, mask, defects=[])), FOUND)
+    expected = ndimage.binary_dilation(mask, np.ones((5, 5))) & (mask == 0)
+    assert np.array_equal(found, expected)
+
+    truth = is_colour(np.asarray(overlay(gray, np.zeros_like(mask), truth=mask, defects=[])), TRUTH)
+    expected = (mask > 0) & ~ndimage.binary_erosion(mask, np.ones((5, 5)))
+    assert np.array_equal(truth, expected)
