@@ -86,7 +86,7 @@ class Scorer:
 
     def __init__(self, version: Path, settings: Settings) -> None:
         self._settings = settings
-        self._model = Model(version)
+        self._model = Model(version, threads=settings.threads)
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Scores images and writes their masks, in place of what an earlier, killed run may have written.

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.batch import scorer
 from serving.batch.results import MANIFEST, Results
 from serving.batch.scorer import ROWS, Scorer, Settings
 from serving.batch.storage import IMAGES, Folder
@@ -17,6 +18,7 @@ from serving.client import TileClient
 from serving.client.outputs import write_pictures
 from serving.client.tile import Tile
 from serving.errors import ServingError
+from serving.local.model import Model
 from tests.serving.tiles import encoded, tile
 
 RUN = {"source": "tiles", "model": "m", "version": 7, "fingerprint": "f", "threshold": 0.5}
@@ -136,3 +138,22 @@ def test_a_threshold_of_ones_own_gives_the_files_and_rows_of_the_client(
     assert row["label"] == prediction.label
     with TileClient(server_url) as client:
         assert client.predict(data).mask.sum() < prediction.mask.sum()
+
+
+def test_a_worker_computes_with_the_threads_it_has_been_given(
+    tmp_path: Path, servable_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[Any] = []
+
+    class Noted(Model):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            sessions.append(self._session)
+
+    monkeypatch.setattr(scorer, "Model", Noted)
+    [version] = servable_path.iterdir()
+    for threads in (1, 3):
+        Scorer(version, Settings(Folder(str(tmp_path)), Folder(str(tmp_path)), None, 8, threads))
+    configs = [session._config for session in sessions]
+    assert [config.intra_op_parallelism_threads for config in configs] == [1, 3]
+    assert [config.inter_op_parallelism_threads for config in configs] == [1, 3]
