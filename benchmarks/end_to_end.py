@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import functools
 import itertools
+import json
 import os
 import statistics
 import sys
@@ -83,9 +84,10 @@ def main(argv: list[str] | None = None) -> int:
     tiles = tiles[:: max(1, len(tiles) // args.requests)][: args.requests]
     with exported_model(args.model_base_path) as base_path, contextlib.ExitStack() as stack:
         ways = _ways(stack, base_path, args.ways)
-        bare = _bare(base_path, tiles[0])
+        bare, size = _bare(base_path, tiles[0])
         print(f"{os.cpu_count()} cores, {len(tiles)} tiles; bare inference: {bare}")
         _print_wire(ways, tiles)
+        _print_first_written(size, tiles)
         for concurrency in args.concurrency:
             _load(ways, tiles, concurrency, max(1, args.requests // ROUNDS))
             print(f"concurrency {concurrency}")
@@ -129,14 +131,15 @@ def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dic
     return {name: way(*recipes[name]) for name in names}
 
 
-def _bare(base_path: Path, tile: bytes) -> str:
-    """What the network alone takes, in this process, with tiles that are decoded already."""
+def _bare(base_path: Path, tile: bytes) -> tuple[str, tuple[int, int]]:
+    """What the network alone takes, in this process, with a decoded tile; and the size of its input."""
     from serving.local.model import Model
     from stages.export import latest_version
 
     model = Model(latest_version(base_path))
     dims = model.metadata["serving_default"]["inputs"]["images"]["tensor_shape"]["dim"]
-    image, _ = letterbox(read_image(tile), (int(dims[1]["size"]), int(dims[2]["size"])))
+    height_and_width = int(dims[1]["size"]), int(dims[2]["size"])
+    image, _ = letterbox(read_image(tile), height_and_width)
     batches = {size: np.repeat(image[None], size, axis=0) for size in (1, 8)}
     calls = {
         f"batch {size}": (lambda batch=batch: model.predict("", {"images": batch}))
@@ -144,10 +147,11 @@ def _bare(base_path: Path, tile: bytes) -> str:
     }
     times = measure(calls, 10)
     model.close()
-    return ", ".join(
-        f"{name} {size / times[name].wall:.1f} tiles/s, {1000 * times[name].cpu / size:.0f} ms CPU/tile"
+    speeds = ", ".join(
+        f"{name} {size / times[name].wall:.1f} tiles/s, {1000 * times[name].cpu / size:.1f} ms CPU/tile"
         for name, size in zip(calls, batches, strict=True)
     )
+    return speeds, height_and_width
 
 
 def _print_wire(ways: dict[str, Way], tiles: list[bytes]) -> None:
@@ -161,6 +165,15 @@ def _print_wire(ways: dict[str, Way], tiles: list[bytes]) -> None:
             (now - before) / 1000 / len(tiles[:10]) for now, before in zip(way.counts, start, strict=True)
         )
         print(f"{name:20} {sent:8.1f}  {received:8.1f}", flush=True)
+
+
+def _print_first_written(size: tuple[int, int], tiles: list[bytes]) -> None:
+    """What one writes first: three equal channels from 0 to 1, with all digits."""
+    bodies = []
+    for tile in tiles[:10]:
+        image, _ = letterbox(read_image(tile), size)
+        bodies.append(json.dumps({"instances": [(image.astype(float).repeat(3, axis=-1) / 255).tolist()]}))
+    print(f"{'  RGB, all digits':20} {statistics.mean(map(len, bodies)) / 1000:8.1f}         -", flush=True)
 
 
 def _load(ways: dict[str, Way], tiles: list[bytes], concurrency: int, requests_: int) -> None:
@@ -195,8 +208,8 @@ def _line(way: Way) -> str:
     count, cuts = len(way.latencies), statistics.quantiles(way.latencies, n=100, method="inclusive")
     percentiles = "  ".join(f"{1000 * cuts[index]:4.0f} ms" for index in (49, 94, 98))
     return (
-        f"{count / way.wall:8.1f}  {percentiles} {1000 * way.server_cpu / count:16.0f} ms"
-        f" {1000 * way.client_cpu / count:5.0f} ms"
+        f"{count / way.wall:8.1f}  {percentiles} {1000 * way.server_cpu / count:14.1f} ms"
+        f" {1000 * way.client_cpu / count:6.1f} ms"
     )
 
 

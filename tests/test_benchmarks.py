@@ -55,6 +55,8 @@ def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.Ca
         assert sent > 10, "a tile is more than 10 kB"
         assert received > 0
         assert float(load.split()[0]) > 0
+    [first_written] = re.findall(r"RGB, all digits +([\d.]+)", out)
+    assert float(first_written) > 32 * 32 * 3 * 5 / 1000
 
 
 def test_multiply_adds_of_a_convolution(small_network: Path, tmp_path: Path) -> None:
