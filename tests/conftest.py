@@ -18,6 +18,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 MODEL_NAME = "magnetic-tiles"
 DETECTOR_SIZE = (64, 64)
 DETECTOR_THRESHOLD = 0.5
+LONGEST = ("test_tutorial.py", "test_experiments.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
