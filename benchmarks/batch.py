@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     add("--rounds", type=int, default=1, metavar="N", help="of which medians are taken (default: 1)")
     args = parser.parse_args(argv)
+    if args.images and not any(args.images.rglob("*.jpg")):
+        parser.error(f"no JPEG file (*.jpg) in {args.images}")
     with exported_model(args.model_base_path) as base_path, tempfile.TemporaryDirectory() as folder:
         tiles = Path(folder, "tiles")
         tiles.mkdir()

@@ -25,7 +25,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving.postprocessing import LABELS, OUTLINE, threshold_level
+from serving.postprocessing import LABELS, OUTLINE, PNG_COMPRESSION, threshold_level
 from stages.decoding import decode_gray
 from stages.errors import StageError, run_stage
 from stages.folding import fold_depthwise_scales, fold_repeated_channels
@@ -35,10 +35,6 @@ from stages.tiles import data_version, read_tiles
 __all__ = ["export", "export_saved_model", "latest_version"]
 
 log = logging.getLogger(__name__)
-
-PNG_COMPRESSION = 1
-"""Of 0-9. The usual 6 makes files a quarter smaller and takes four times as long, as long as a third of the
-network of 128 x 128."""
 
 
 def export(

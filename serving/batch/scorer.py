@@ -16,12 +16,11 @@ from PIL import Image
 
 from serving.batch.storage import IMAGES, Folder
 from serving.client.ordered import ordered_map
-from serving.client.outputs import PNG_COMPRESSION
 from serving.client.tile import Tile
 from serving.errors import ImageError
 from serving.local.model import Model
 from serving.local.status import RequestError
-from serving.postprocessing import Defect, find_defects, label, mask_at
+from serving.postprocessing import PNG_COMPRESSION, Defect, find_defects, label, mask_at
 
 __all__ = ["DEFECT", "ROWS", "Scorer", "Settings", "pixels"]
 

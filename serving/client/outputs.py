@@ -15,11 +15,11 @@ from serving.client.conversation import Prediction
 from serving.client.tile import Tile
 from serving.errors import ServingError
 from serving.overlay import overlay
+from serving.postprocessing import PNG_COMPRESSION
 
 __all__ = [
     "COLUMNS",
     "COLUMNS_MM",
-    "PNG_COMPRESSION",
     "as_json",
     "as_rows",
     "picture_paths",
@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 KINDS = ("mask", "overlay")
-PNG_COMPRESSION = 1
-"""Of 0-9. Pillow's 6 takes four times as long, for an overlay that is a seventh smaller."""
 
 COLUMNS = (
     *("image", "version", "threshold", "defect", "left", "top", "width", "height"),
