@@ -2,7 +2,7 @@
 
 Files go in, masks of the tile's own size come out. Compares the signature `segment` (alone, with
 batching, in bfloat16), numbers in JSON, gRPC, and the original project's design, with the same network and
-in turns.
+in turns, and with them what a process takes that needs none of HTTP, JSON and files of images.
 Needs `pip install .[benchmarks]`.
 """
 
@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +26,9 @@ import numpy as np
 import psutil
 import requests
 
+from benchmarks.in_process import InProcess
 from benchmarks.models import NAME, exported_model, tile_file
 from benchmarks.servers import counted, embedded, module
-from benchmarks.timing import measure
 from serving.client import TileClient
 from serving.preprocessing import letterbox, read_image
 
@@ -43,28 +43,46 @@ BFLOAT16 = ("--mixed_precision=bfloat16",)
 WAYS = ["segment", "segment, batching", "segment, bfloat16", "gRPC", "float JSON", "original design"]
 ROUNDS = 3
 
+LARGEST_BATCH = 8
+NETWORK, DEFECTS = "network alone", "levels to defects"
+
 Ask = Callable[[bytes], object]
+Run = Callable[[Executor, list[bytes]], list[float]]
 
 
 @dataclass
 class Way:
-    """A way to a server, and what was measured of it.
+    """A way from a tile to its mask, and what was measured of it.
 
     Attributes:
-        ask: takes a file to its mask.
-        wire: the same over a connection that is counted.
-        counts: bytes of that connection there and back.
-        server: its process.
+        run: takes files to their masks, and returns the seconds that each took.
+        server: its process; None where there is none.
     """
 
-    ask: Ask
-    wire: Ask
-    counts: list[int]
-    server: psutil.Process
+    run: Run
+    server: psutil.Process | None = None
     latencies: list[float] = field(default_factory=list)
     wall: float = 0.0
     server_cpu: float = 0.0
     client_cpu: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Tiles a second."""
+        return len(self.latencies) / self.wall
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The same way over a connection that is counted.
+
+    Attributes:
+        ask: takes a file to its mask.
+        counts: bytes there and back.
+    """
+
+    ask: Ask
+    counts: list[int]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,21 +101,32 @@ def main(argv: list[str] | None = None) -> int:
     # Spread over all classes, and not more than are asked for.
     tiles = tiles[:: max(1, len(tiles) // args.requests)][: args.requests]
     with exported_model(args.model_base_path) as base_path, contextlib.ExitStack() as stack:
-        ways = _ways(stack, base_path, args.ways)
-        bare, size = _bare(base_path, tiles[0])
-        print(f"{os.cpu_count()} cores, {len(tiles)} tiles; bare inference: {bare}")
-        _print_wire(ways, tiles)
-        _print_first_written(size, tiles)
+        ways, wires = _ways(stack, base_path, args.ways)
+        here = stack.enter_context(InProcess(base_path, tiles))
+        print(f"{os.cpu_count()} cores, {len(tiles)} tiles")
+        _print_wire(wires, tiles)
+        _print_first_written(here.size, tiles)
         for concurrency in args.concurrency:
-            _load(ways, tiles, concurrency, max(1, args.requests // ROUNDS))
-            print(f"concurrency {concurrency}")
+            batch_size = min(concurrency, LARGEST_BATCH)
+            local = {
+                NETWORK: Way(functools.partial(_network, here, batch_size)),
+                DEFECTS: Way(functools.partial(_defects, here)),
+            }
+            _load(ways | local, tiles, concurrency, max(1, args.requests // ROUNDS))
+            print(
+                f"concurrency {concurrency}; {NETWORK}: batches of {batch_size}, in this process, as the next"
+            )
             print("                     tiles/s      p50      p95      p99   CPU/tile: server   client")
-            for name, way in ways.items():
+            for name, way in (ways | local).items():
                 print(f"{name:20} {_line(way)}", flush=True)
+            for name, way in ways.items():
+                print(f"{name:20} {_compared(way, local)}", flush=True)
     return 0
 
 
-def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dict[str, Way]:
+def _ways(
+    stack: contextlib.ExitStack, base_path: Path, names: list[str]
+) -> tuple[dict[str, Way], dict[str, Wire]]:
     @functools.cache
     def server(name: str) -> tuple[int, psutil.Process]:
         flags = {"embedded": (), "batching": BATCHING, "bfloat16": BFLOAT16}
@@ -115,10 +144,11 @@ def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dic
         session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=32))
         return lambda data: np.array(session.post(url, data, timeout=600.0).json()["pred"], np.uint8)
 
-    def way(name: str, signature: str, scheme: str, make: Callable[[str, int, str], Ask]) -> Way:
+    def way(name: str, signature: str, scheme: str, make: Callable[[str, int, str], Ask]) -> tuple[Way, Wire]:
         direct, process = server(name)
         relayed, counts = stack.enter_context(counted(direct))
-        return Way(make(scheme, direct, signature), make(scheme, relayed, signature), counts, process)
+        run = functools.partial(_asked, make(scheme, direct, signature))
+        return Way(run, process), Wire(make(scheme, relayed, signature), counts)
 
     recipes: dict[str, tuple[str, str, str, Callable[[str, int, str], Ask]]] = {
         "segment": ("embedded", "segment", "http", client),
@@ -128,41 +158,19 @@ def _ways(stack: contextlib.ExitStack, base_path: Path, names: list[str]) -> dic
         "float JSON": ("embedded", "serving_default", "http", client),
         "original design": ("original", "", "http", analyze),
     }
-    return {name: way(*recipes[name]) for name in names}
+    pairs = {name: way(*recipes[name]) for name in names}
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
-def _bare(base_path: Path, tile: bytes) -> tuple[str, tuple[int, int]]:
-    """What the network alone takes, in this process, with a decoded tile; and the size of its input."""
-    from serving.local.model import Model
-    from stages.export import latest_version
-
-    model = Model(latest_version(base_path))
-    dims = model.metadata["serving_default"]["inputs"]["images"]["tensor_shape"]["dim"]
-    height_and_width = int(dims[1]["size"]), int(dims[2]["size"])
-    image, _ = letterbox(read_image(tile), height_and_width)
-    batches = {size: np.repeat(image[None], size, axis=0) for size in (1, 8)}
-    calls = {
-        f"batch {size}": (lambda batch=batch: model.predict("", {"images": batch}))
-        for size, batch in batches.items()
-    }
-    times = measure(calls, 10)
-    model.close()
-    speeds = ", ".join(
-        f"{name} {size / times[name].wall:.1f} tiles/s, {1000 * times[name].cpu / size:.1f} ms CPU/tile"
-        for name, size in zip(calls, batches, strict=True)
-    )
-    return speeds, height_and_width
-
-
-def _print_wire(ways: dict[str, Way], tiles: list[bytes]) -> None:
+def _print_wire(wires: dict[str, Wire], tiles: list[bytes]) -> None:
     print("                      request    answer   kB a tile on the wire")
-    for name, way in ways.items():
-        way.wire(tiles[0])  # opens the connection and warms up
-        start = list(way.counts)
+    for name, wire in wires.items():
+        wire.ask(tiles[0])  # opens the connection and warms up
+        start = list(wire.counts)
         for tile in tiles[:10]:
-            way.wire(tile)
+            wire.ask(tile)
         sent, received = (
-            (now - before) / 1000 / len(tiles[:10]) for now, before in zip(way.counts, start, strict=True)
+            (now - before) / 1000 / len(tiles[:10]) for now, before in zip(wire.counts, start, strict=True)
         )
         print(f"{name:20} {sent:8.1f}  {received:8.1f}", flush=True)
 
@@ -183,23 +191,40 @@ def _load(ways: dict[str, Way], tiles: list[bytes], concurrency: int, requests_:
         way.wall = way.server_cpu = way.client_cpu = 0.0
     source = itertools.cycle(tiles)
     with ThreadPoolExecutor(concurrency) as executor:
+        for way in ways.values():
+            way.run(executor, tiles[:LARGEST_BATCH])  # warms up
         for _ in range(ROUNDS):
             batch = list(itertools.islice(source, requests_))
             for way in ways.values():
                 cpu, own, start = _cpu(way.server), time.process_time(), time.perf_counter()
-                way.latencies += executor.map(lambda tile, ask=way.ask: _timed(ask, tile), batch)
+                way.latencies += way.run(executor, batch)
                 way.wall += time.perf_counter() - start
                 way.client_cpu += time.process_time() - own
                 way.server_cpu += _cpu(way.server) - cpu
 
 
-def _timed(ask: Ask, tile: bytes) -> float:
-    start = time.perf_counter()
-    ask(tile)
-    return time.perf_counter() - start
+def _asked(ask: Ask, executor: Executor, tiles: list[bytes]) -> list[float]:
+    """Seconds that each tile takes by a server, with as many in flight as there are threads."""
+
+    def one(tile: bytes) -> float:
+        start = time.perf_counter()
+        ask(tile)
+        return time.perf_counter() - start
+
+    return list(executor.map(one, tiles))
 
 
-def _cpu(process: psutil.Process) -> float:
+def _network(here: InProcess, batch_size: int, _: Executor, tiles: list[bytes]) -> list[float]:
+    return here.network(tiles, batch_size)
+
+
+def _defects(here: InProcess, _: Executor, tiles: list[bytes]) -> list[float]:
+    return here.defects(tiles)
+
+
+def _cpu(process: psutil.Process | None) -> float:
+    if process is None:
+        return 0.0
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -208,8 +233,18 @@ def _line(way: Way) -> str:
     count, cuts = len(way.latencies), statistics.quantiles(way.latencies, n=100, method="inclusive")
     percentiles = "  ".join(f"{1000 * cuts[index]:4.0f} ms" for index in (49, 94, 98))
     return (
-        f"{count / way.wall:8.1f}  {percentiles} {1000 * way.server_cpu / count:14.1f} ms"
+        f"{way.speed:8.1f}  {percentiles} {1000 * way.server_cpu / count:14.1f} ms"
         f" {1000 * way.client_cpu / count:6.1f} ms"
+    )
+
+
+def _compared(way: Way, local: dict[str, Way]) -> str:
+    """What a server costs over what runs in one process."""
+    network, defects = local[NETWORK].speed, local[DEFECTS].speed
+    taken, found, bare = 1 / way.speed, 1 / defects, 1 / network
+    return (
+        f"{way.speed / network:.0%} of the throughput of the {NETWORK}: {taken / bare - 1:.0%} over it, "
+        f"of which HTTP, JSON and files {(taken - found) / bare:.0%}"
     )
 
 

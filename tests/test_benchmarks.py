@@ -50,11 +50,14 @@ def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.Ca
 
     out = capsys.readouterr().out
     for way in ways:
-        [wire, load] = re.findall(rf"^{way}  +(.*)$", out, re.MULTILINE)
+        [wire, load, compared] = re.findall(rf"^{way}  +(.*)$", out, re.MULTILINE)
         sent, received = map(float, wire.split())
         assert sent > 10, "a tile is more than 10 kB"
         assert received > 0
         assert float(load.split()[0]) > 0
+        assert re.match(r"\d+% of the throughput of the network alone", compared)
+    for name in ("network alone", "levels to defects"):
+        assert float(re.findall(rf"^{name} +([\d.]+)", out, re.MULTILINE)[0]) > 0
     [first_written] = re.findall(r"RGB, all digits +([\d.]+)", out)
     assert float(first_written) > 32 * 32 * 3 * 5 / 1000
 
