@@ -40,10 +40,11 @@ fuzz: setup  ## Sends 14,000 wrong requests and images to the exported model; so
 	$(BIN)/python -m scripts.fuzz
 
 # Each recipe names all that the other one changes: what -S sets stays in params.yaml.
+BFLOAT16 := $(shell grep -qswE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo && echo true || echo false)
 NETWORK = efficientnet_lite0
 efficientnet_lite0 = -S 'train.image_size=[320,512]' -S train.epochs=13 -S train.mixed_precision=false \
 	-S train.backbone_weights=imagenet -S pretrain.weights=none -S pretrain.steps=250 -S pretrain.learning_rate=0.001
-slim18 = -S 'train.image_size=[256,416]' -S train.epochs=22 -S train.mixed_precision=true \
+slim18 = -S 'train.image_size=[256,416]' -S train.epochs=22 -S train.mixed_precision=$(BFLOAT16) \
 	-S train.backbone_weights=none -S pretrain.weights=pretrained/slim18.weights.h5 -S pretrain.steps=300 -S pretrain.learning_rate=0.0005
 real: setup  ## The pipeline on the real archive, without internet: make real DATA=<zip or folder> [NETWORK=slim18]
 	@test -n "$(DATA)" || { echo 'name the archive: make real DATA=<zip or folder>' >&2; exit 2; }

@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     from stages.errors import StageError
     from stages.lifelike import draw_lifelike_tile
     from stages.params import load_params
+    from stages.precision import emulates_bfloat16
     from stages.pretrain import pretrain
 
     params = load_params()
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             "backbone_weights": "none",
             "decoder_filters": DECODER_FILTERS,
             "image_size": (args.side, args.side),
-            "mixed_precision": True,
+            "mixed_precision": not emulates_bfloat16(),
             "workers": args.workers,
         }
     )

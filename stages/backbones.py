@@ -175,6 +175,7 @@ def _efficientnet_lite0(weights: str, shape: tuple[int, int, int]) -> keras.Mode
                 padding="same",
                 use_bias=False,
                 depthwise_initializer="he_normal",
+                dtype="float32",  # of mixed precision too: a CPU's bfloat16 takes longer here
                 name=f"{name}_depthwise",
             )(y)
             y = _relu6(_norm(y, f"{name}_depthwise_bn"), f"{name}_relu")

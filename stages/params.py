@@ -170,7 +170,8 @@ class TrainParams(Section):
         good_ratio: good images per defect image and epoch.
         drawn: share of those on which a defect is drawn, as in pretraining.
         pasted: share of all images that get a defect of another tile.
-        mixed_precision: bfloat16 arithmetic, where the device is fast at it.
+        mixed_precision: bfloat16 arithmetic, on devices that have it (Linux calls it avx512_bf16 or
+            amx_bf16); CPUs that would emulate it are refused.
         seed: of initial weights, order of images and augmentation.
         resume: whether `pretrain` and `train` go on where a killed run of them had finished an
             epoch. It decides no result, and is left out where parameters are written down.

@@ -28,6 +28,7 @@ from stages.lifelike import PLAIN_SHARE, draw_any_defect
 from stages.model import build_unet
 from stages.params import PretrainParams, TrainParams, load_params
 from stages.paths import named_file
+from stages.precision import set_precision
 from stages.tiles import read_tiles
 
 __all__ = ["DrawnDefects", "pretrain"]
@@ -133,10 +134,10 @@ def pretrain(
         Loss and Dice of the last tenth of the steps; empty without training.
 
     Raises:
-        StageError: if weights can't be had, no tile is good, or the loss is no number.
+        StageError: if weights can't be had, no tile is good, the loss is no number, or bfloat16 is emulated.
     """
     keras.utils.set_random_seed(network.seed)
-    keras.mixed_precision.set_global_policy("mixed_bfloat16" if network.mixed_precision else "float32")
+    set_precision(network.mixed_precision)
     start = None if params.weights == "none" else named_file(params.weights)
     with placed_on(network.devices):
         model = build_unet(network, checkpoint.weights or start)
@@ -166,7 +167,7 @@ def pretrain(
         model.save_weights(partial)
     partial.replace(weights)
     checkpoint.clear()
-    keras.mixed_precision.set_global_policy("float32")
+    set_precision(mixed=False)
     return metrics
 
 

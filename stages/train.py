@@ -25,6 +25,7 @@ from stages.fitting import build_metrics, compile_model, follow_epochs
 from stages.live import SamplePredictions, SystemUse
 from stages.model import build_unet
 from stages.params import TrainParams, load_params
+from stages.precision import set_precision
 from stages.tiles import Tile, read_tiles
 
 __all__ = ["train", "training_batches"]
@@ -58,11 +59,12 @@ def train(
         The model of the best epoch, in single precision whatever it was trained in.
 
     Raises:
-        StageError: if weights can't be had, no tile has a defect, or the loss is no number.
+        StageError: if weights can't be had, no tile has a defect, the loss is no number, or bfloat16 is
+            emulated.
         KeyboardInterrupt: after ^C, once the best model so far has been written.
     """
     keras.utils.set_random_seed(params.seed)
-    keras.mixed_precision.set_global_policy("mixed_bfloat16" if params.mixed_precision else "float32")
+    set_precision(params.mixed_precision)
     examples, val = (load_examples(data, rows, params.image_size) for rows in (tiles, val_tiles))
     if examples.good.all():
         raise StageError("no training image has a defect pixel; check data_load.mask_threshold and the masks")
@@ -167,7 +169,7 @@ def _fit_phases(
 
 
 def _keep_best(params: TrainParams, checkpoint: Checkpoint, model_path: Path) -> keras.Model:
-    keras.mixed_precision.set_global_policy("float32")
+    set_precision(mixed=False)
     if not checkpoint.best_weights:
         raise StageError("training gave no model: the loss is no number; lower train.learning_rate")
     model = build_unet(params, checkpoint.best_weights)

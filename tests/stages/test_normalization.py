@@ -14,6 +14,7 @@ from stages.fitting import compile_model
 from stages.model import build_unet
 from stages.normalization import fuse_normalization
 from stages.params import TrainParams
+from stages.precision import emulates_bfloat16
 from tests.stages.conftest import SMALLEST
 
 PARAMS: TrainParams = SMALLEST.model_copy(update={"image_size": (64, 64)})
@@ -106,6 +107,7 @@ def test_what_the_kernel_does_not_do_stays_with_keras(options: dict[str, Any]) -
     assert fuse_normalization(model) == 0
 
 
+@pytest.mark.skipif(emulates_bfloat16(), reason="no CPU that has bfloat16")
 def test_in_half_precision_statistics_keep_single(images: np.ndarray) -> None:
     plain, _ = normalization(dtype="mixed_bfloat16")
     fused = twin(plain)

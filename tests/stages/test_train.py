@@ -15,6 +15,7 @@ import pytest
 from stages.dataset import Batches, load_examples
 from stages.errors import StageError, run_stage
 from stages.metrics import PooledDice
+from stages.precision import emulates_bfloat16
 from tests.stages.conftest import SMALLEST, Data
 from tests.stages.trial import Trial, equal
 
@@ -136,6 +137,7 @@ def test_tiles_without_a_defect_are_refused(
         Trial(tmp_path, good, monkeypatch).run(PARAMS)
 
 
+@pytest.mark.skipif(emulates_bfloat16(), reason="no CPU that has bfloat16")
 def test_mixed_precision_trains_and_writes_a_model(trial: Trial) -> None:
     model = trial.run(PARAMS.model_copy(update={"epochs": 1, "mixed_precision": True}))
     assert all(weight.dtype == np.float32 for weight in model.get_weights())
