@@ -53,11 +53,12 @@ FIGURES: dict[str, Callable[[Metrics], float | None]] = {
     "Dice, pooled, there": lambda found: _few(found, "dice_pooled"),
     "AUROC": lambda found: found["auroc"],
     "exposures agree": lambda found: found["exposure_agreement"],
+    "exposures agree, threshold for few false alarms": lambda found: _few(found, "exposure_agreement"),
 }
 
 
 def _few(found: Metrics, name: str) -> float | None:
-    return None if found["few"] is None else found["few"][name]
+    return None if found["few"] is None else found["few"].get(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,7 +221,13 @@ def _judge(
     few = params.model_copy(update={"operating_point": point, "overlays": 0})
     try:
         there = evaluate(few, model, data, val_side, test_side, folder / "few")
-        names = ("component_recall", "missed_image_rate", "false_alarm_rate", "dice_pooled")
+        names = (
+            "component_recall",
+            "missed_image_rate",
+            "false_alarm_rate",
+            "dice_pooled",
+            "exposure_agreement",
+        )
         metrics["few"] = {name: there[name] for name in names}
     except StageError as error:  # no threshold does it
         logging.warning("%s", error)
