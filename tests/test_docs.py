@@ -35,6 +35,7 @@ NEEDS = {
     "Docker": {"docker"},
     "GitHub": {"gh", "git"},
     "a GPU": {"pip", "dvc"},
+    "a CPU with bfloat16": {"dvc"},
     "a cluster": {"kubectl", "helm", "ray"},
     "AWS": {"aws"},
     "a server": {"apt", "curl", "install", "systemctl"},
