@@ -39,8 +39,9 @@ audit:  ## Looks for known vulnerabilities of the pinned packages; needs interne
 fuzz: setup  ## Sends 14,000 wrong requests and images to the exported model; some 10 minutes
 	$(BIN)/python -m scripts.fuzz
 
-# Each recipe names all that the other one changes: what -S sets stays in params.yaml.
+# Training refuses to emulate it.
 BFLOAT16 := $(shell grep -qswE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo && echo true || echo false)
+# Each recipe names all that the other one changes: what -S sets stays in params.yaml.
 NETWORK = efficientnet_lite0
 efficientnet_lite0 = -S 'train.image_size=[320,512]' -S train.epochs=13 -S train.mixed_precision=false \
 	-S train.backbone_weights=imagenet -S pretrain.weights=none -S pretrain.steps=250 -S pretrain.learning_rate=0.001
