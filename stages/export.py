@@ -221,11 +221,23 @@ def _letterbox(gray: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Te
     sides = tf.cast(tile, tf.float64)
     scale = tf.minimum(tf.constant(1.0, tf.float64), tf.reduce_min(tf.constant(size, tf.float64) / sides))
     place = tf.clip_by_value(tf.cast(sides * scale + 0.5, tf.int32), 1, size)
-    pixels = tf.cast(gray, tf.float32)[..., None]
+    pixels = tf.cast(gray, tf.float32)
     shrinks = tf.reduce_any(place != tile)
-    image = tf.cond(shrinks, lambda: tf.image.resize(pixels, place, antialias=True), lambda: pixels)
-    padding = [[0, size[0] - place[0]], [0, size[1] - place[1]], [0, 0]]
-    return tf.ensure_shape(tf.pad(image, padding), (*size, 1)), tile, place
+    image = tf.cond(shrinks, lambda: _shrink(pixels, place), lambda: pixels)
+    padding = [[0, size[0] - place[0]], [0, size[1] - place[1]]]
+    return tf.ensure_shape(tf.pad(image, padding)[..., None], (*size, 1)), tile, place
+
+
+def _shrink(pixels: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """(H, W) -> (place), antialiased: the height, then the width as the height of the transposed.
+
+    TensorFlow adds up the channels of a pixel at once, and pixels one by one. So rows are given to it as
+    pixels of W channels, which takes a fifth of the time.
+    """
+    for side in (place[0], place[1]):
+        rows = tf.image.resize(pixels[:, None, :], [side, 1], antialias=True)[:, 0, :]
+        pixels = tf.transpose(rows)
+    return pixels
 
 
 def _answer(
