@@ -2,7 +2,8 @@
 
 Files go in, masks of the tile's own size come out. Compares the signature `segment` (alone, with
 batching, in bfloat16), numbers in JSON, gRPC, and the original project's design, with the same network and
-in turns, and with them what a process takes that needs none of HTTP, JSON and files of images.
+in turns, and with them what a process takes that needs none of HTTP, JSON and files of images. All share the
+cores of this process, unless the client has one of its own, as where it runs on another machine.
 Needs `pip install .[benchmarks]`.
 """
 
@@ -17,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,21 +97,32 @@ def main(argv: list[str] | None = None) -> int:
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32")
     add("--ways", nargs="+", default=WAYS, choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}")
     add("--requests", type=int, default=96, metavar="N", help="of each way (default: 96)")
+    add("--client_core", type=int, metavar="N", help="of this process, for the client alone (Linux)")
     args = parser.parse_args(argv)
+    server_cores = None
+    if args.client_core is not None:
+        cores = os.sched_getaffinity(0)
+        server_cores = cores - {args.client_core}
+        if not server_cores or args.client_core not in cores:
+            parser.error(f"--client_core is one of {sorted(cores)}, and servers need another")
     tiles = [path.read_bytes() for path in sorted(args.tiles.rglob("*.jpg"))] if args.tiles else [tile_file()]
     # Spread over all classes, and not more than are asked for.
     tiles = tiles[:: max(1, len(tiles) // args.requests)][: args.requests]
     with exported_model(args.model_base_path) as base_path, contextlib.ExitStack() as stack:
-        ways, wires = _ways(stack, base_path, args.ways)
-        here = stack.enter_context(InProcess(base_path, tiles))
-        print(f"{os.cpu_count()} cores, {len(tiles)} tiles")
+        with _on(server_cores):
+            here = stack.enter_context(InProcess(base_path, tiles))
+        if args.client_core is not None:
+            stack.enter_context(_on({args.client_core}))
+        ways, wires = _ways(stack, base_path, args.ways, server_cores)
+        where = "" if server_cores is None else f", of which servers have {len(server_cores)}, the client one"
+        print(f"{os.cpu_count()} cores{where}; {len(tiles)} tiles")
         _print_wire(wires, tiles)
         _print_first_written(here.size, tiles)
         for concurrency in args.concurrency:
             batch_size = min(concurrency, LARGEST_BATCH)
             local = {
-                NETWORK: Way(functools.partial(_network, here, batch_size)),
-                DEFECTS: Way(functools.partial(_defects, here)),
+                NETWORK: Way(functools.partial(_network, here, batch_size, server_cores)),
+                DEFECTS: Way(functools.partial(_defects, here, server_cores)),
             }
             _load(ways | local, tiles, concurrency, max(1, args.requests // ROUNDS))
             print(
@@ -125,14 +137,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _ways(
-    stack: contextlib.ExitStack, base_path: Path, names: list[str]
+    stack: contextlib.ExitStack, base_path: Path, names: list[str], cores: set[int] | None
 ) -> tuple[dict[str, Way], dict[str, Wire]]:
     @functools.cache
     def server(name: str) -> tuple[int, psutil.Process]:
         flags = {"embedded": (), "batching": BATCHING, "bfloat16": BFLOAT16}
-        if name in flags:
-            return stack.enter_context(embedded(base_path, *flags[name]))
-        return stack.enter_context(module(f"benchmarks.{name}", base_path))
+        with _on(cores):
+            if name in flags:
+                return stack.enter_context(embedded(base_path, *flags[name]))
+            return stack.enter_context(module(f"benchmarks.{name}", base_path))
 
     def client(scheme: str, port: int, signature: str) -> Ask:
         one = TileClient(f"{scheme}://127.0.0.1:{port}", NAME, signature=signature, timeout=600.0)
@@ -214,12 +227,30 @@ def _asked(ask: Ask, executor: Executor, tiles: list[bytes]) -> list[float]:
     return list(executor.map(one, tiles))
 
 
-def _network(here: InProcess, batch_size: int, _: Executor, tiles: list[bytes]) -> list[float]:
-    return here.network(tiles, batch_size)
+def _network(
+    here: InProcess, batch_size: int, cores: set[int] | None, _: Executor, tiles: list[bytes]
+) -> list[float]:
+    with _on(cores):
+        return here.network(tiles, batch_size)
 
 
-def _defects(here: InProcess, _: Executor, tiles: list[bytes]) -> list[float]:
-    return here.defects(tiles)
+def _defects(here: InProcess, cores: set[int] | None, _: Executor, tiles: list[bytes]) -> list[float]:
+    with _on(cores):
+        return here.defects(tiles)
+
+
+@contextlib.contextmanager
+def _on(cores: set[int] | None) -> Iterator[None]:
+    """Keeps this thread on some cores, and the threads and processes that it starts; None for any."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _cpu(process: psutil.Process | None) -> float:

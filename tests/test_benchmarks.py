@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import end_to_end, networks, pipeline, runtimes
+from benchmarks.in_process import InProcess
 from benchmarks.models import NAME, multiply_adds
 from stages.export import latest_version
 
@@ -60,6 +65,46 @@ def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.Ca
         assert float(re.findall(rf"^{name} +([\d.]+)", out, re.MULTILINE)[0]) > 0
     [first_written] = re.findall(r"RGB, all digits +([\d.]+)", out)
     assert float(first_written) > 32 * 32 * 3 * 5 / 1000
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and a core for the client beside one for the server",
+)
+def test_the_client_may_have_a_core_of_its_own(
+    servable_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = os.sched_getaffinity(0)
+    served, networks = [], []
+    real = end_to_end.embedded, InProcess.network
+
+    @contextlib.contextmanager
+    def embedded(base_path: Path, *flags: str) -> Iterator[tuple[int, psutil.Process]]:
+        with real[0](base_path, *flags) as (port, process):
+            served.append(set(process.cpu_affinity()))
+            yield port, process
+
+    def network(self: InProcess, tiles: list[bytes], batch_size: int) -> list[float]:
+        networks.append(os.sched_getaffinity(0))
+        return real[1](self, tiles, batch_size)
+
+    monkeypatch.setattr(end_to_end, "embedded", embedded)
+    monkeypatch.setattr(InProcess, "network", network)
+    arguments = ["--model_base_path", str(servable_path), "--concurrency", "1", "--requests", "3"]
+    assert end_to_end.main([*arguments, "--ways", "segment", "--client_core", str(max(cores))]) == 0
+
+    assert served == [cores - {max(cores)}]
+    assert networks
+    assert all(one == cores - {max(cores)} for one in networks)
+    assert os.sched_getaffinity(0) == cores, "as it was before"
+    assert f"servers have {len(cores) - 1}, the client one" in capsys.readouterr().out
+
+
+def test_a_core_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        end_to_end.main(["--client_core", "100000"])
+
+    assert "--client_core is one of" in capsys.readouterr().err
 
 
 def test_multiply_adds_of_a_convolution(small_network: Path, tmp_path: Path) -> None:
