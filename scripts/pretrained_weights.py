@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     work = Path("models/checkpoint/pretrained_weights", name)
     first, last = work / "first.weights.h5", work / "last.weights.h5"
-    plain = params.pretrain.model_copy(update={"weights": "none", "drawings": "plain", "steps": FIRST_STEPS})
+    start = {"weights": "none", "drawings": "plain", "scale": 1.0, "steps": FIRST_STEPS}
+    plain = params.pretrain.model_copy(update=start)
     both = plain.model_copy(update={"weights": str(first), "drawings": "both", "steps": args.steps})
     both = both.model_copy(update={"batch_size": args.batch_size})
     try:

@@ -3,7 +3,8 @@
 Random weights alone do not get going on the few hundred real defects; to a backbone that knows ImageNet,
 some hundred steps give a decoder that knows defects. Each example is a good tile of the train side with
 one or no defect drawn on it, as a whole: what is learnt on windows of it does not carry over. It is drawn
-on at the size in which the network sees it, which has far fewer pixels than the photograph.
+on at the size in which the network sees it, which has far fewer pixels than the photograph. That may be a
+smaller one than `train` has, as what is learnt on small tiles does carry over.
 """
 
 from __future__ import annotations
@@ -112,6 +113,12 @@ def _seen(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.round(small).astype(np.uint8)
 
 
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Sides that the network takes: the nearest multiples of 32, 32 at least."""
+    height, width = (max(32, round(side * scale / 32) * 32) for side in size)
+    return height, width
+
+
 def pretrain(
     params: PretrainParams,
     network: TrainParams,
@@ -124,7 +131,7 @@ def pretrain(
     With 0 steps it writes the initial ones.
 
     Args:
-        params: weights to start from, length, batch size, learning rate and drawings.
+        params: weights to start from, length, batch size, learning rate, drawings and their scale.
         network: architecture, loss, augmentation and seed, as for `train`.
         images: good tiles to draw on, (H, W) uint8 each.
         weights: `.weights.h5` file to write.
@@ -136,6 +143,7 @@ def pretrain(
     Raises:
         StageError: if weights can't be had, no tile is good, the loss is no number, or bfloat16 is emulated.
     """
+    network = network.model_copy(update={"image_size": _scaled(network.image_size, params.scale)})
     keras.utils.set_random_seed(network.seed)
     set_precision(network.mixed_precision)
     start = None if params.weights == "none" else named_file(params.weights)

@@ -200,7 +200,9 @@ def test_pretraining_goes_on_likewise(
 ) -> None:
     caplog.set_level(logging.INFO)
     good = [read_image(data.root / tile.image) for tile in data.train if not tile.defect_pixels]
-    params = PretrainParams(weights="none", drawings="plain", steps=20, batch_size=4, learning_rate=0.01)
+    params = PretrainParams(
+        weights="none", drawings="plain", scale=1.0, steps=20, batch_size=4, learning_rate=0.01
+    )
 
     def build(network: TrainParams, weights: Path | None = None) -> keras.Model:
         model = small_network(network)

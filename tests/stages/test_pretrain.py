@@ -19,7 +19,9 @@ from stages.pretrain import DrawnDefects, pretrain
 from tests.stages.conftest import Data
 
 STILL = AugmentParams(flip=False, rotation=0, shift=0, zoom=0, gamma=0, brightness=0, contrast=0, noise=0)
-PARAMS = PretrainParams(weights="none", drawings="plain", steps=20, batch_size=4, learning_rate=0.001)
+PARAMS = PretrainParams(
+    weights="none", drawings="plain", scale=1.0, steps=20, batch_size=4, learning_rate=0.001
+)
 
 
 def good(data: Data) -> list[np.ndarray]:
@@ -71,6 +73,33 @@ def test_its_weights_are_what_train_starts_from(data: Data, tmp_path: Path, smal
     untaught = PARAMS.model_copy(update={"steps": 0})
     assert pretrain(untaught, smallest, good(data), raw, fresh(tmp_path)) == {}
     assert not np.allclose(taught, build_unet(smallest, raw).get_layer("logits").get_weights()[0])
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.6, (32, 64)), (0.1, (32, 32))])
+def test_tiles_may_be_smaller_than_those_of_train(
+    data: Data,
+    tmp_path: Path,
+    smallest: TrainParams,
+    monkeypatch: pytest.MonkeyPatch,
+    scale: float,
+    size: tuple[int, int],
+) -> None:
+    network = smallest.model_copy(update={"image_size": (64, 96)})
+    seen = set()
+    batch = DrawnDefects.__getitem__
+
+    def watched(self: DrawnDefects, index: int) -> tuple[np.ndarray, np.ndarray]:
+        images, masks = batch(self, index)
+        seen.add(images.shape[1:3])
+        return images, masks
+
+    monkeypatch.setattr(DrawnDefects, "__getitem__", watched)
+    weights = tmp_path / "w.weights.h5"
+    pretrain(
+        PARAMS.model_copy(update={"scale": scale, "steps": 10}), network, good(data), weights, fresh(tmp_path)
+    )
+    assert seen == {size}
+    assert build_unet(network, weights).input_shape == (None, 64, 96, 1), "train takes them at its own size"
 
 
 def test_it_goes_on_from_the_weights_of_a_file(data: Data, tmp_path: Path, smallest: TrainParams) -> None:
