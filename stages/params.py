@@ -132,7 +132,7 @@ class PretrainParams(Section):
         weights: `none`, or a `.weights.h5` file of the whole network to start from; this project's
             is `pretrained/slim18.weights.h5`.
         drawings: `both`: three in four are lifelike, and harder; or `plain`, where all weights are random.
-        scale: of `train.image_size`, to the next multiple of 32; at 0.6 a step takes 0.4 of the time.
+        scale: of `train.image_size`, to the nearest multiples of 32; at 0.6 a step takes 0.4 of the time.
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.
         batch_size: images per step.
         learning_rate: peak; it rises over the first tenth of the steps, then falls along a cosine.
