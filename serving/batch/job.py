@@ -1,11 +1,13 @@
 """Spreads the tiles over workers with Ray Data, and adds what they give to the results.
 
-Ray starts workers anew that were killed, and gives them what those had not finished. A tile may so be
-scored twice, which leaves the same mask; its row is taken once, here.
+Ray starts workers anew that were killed, and gives them what those had not finished. Where a whole
+machine dies, Ray has often used up its attempts before it knows; what is left is then given to it once
+more. A tile may so be scored twice, which leaves the same mask; its row is taken once, here.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -34,11 +36,19 @@ from ray.util.annotations import RayDeprecationWarning
 
 __all__ = ["connected", "score"]
 
+log = logging.getLogger(__name__)
+
 BLOCK = 32
 """Tiles that a worker gets at a time, at most: what is lost with it."""
 
 ATTEMPTS = 5
 """Workers that may die of the same tiles before that ends the run."""
+
+MACHINE_GONE = (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError)
+"""What Ray says of a machine that it can't reach, before and after it takes it for dead."""
+
+PAUSE = 5.0
+"""Seconds until what is left is tried again without that machine."""
 
 STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine, beside the model: only paths and rows go through it."""
@@ -113,11 +123,10 @@ def score(
     Raises:
         ServingError: workers fail for a reason that no tile is to blame for.
     """
-    workers = workers or max(1, int(ray.cluster_resources()["CPU"] // settings.threads))
     left = set(images["image"].to_pylist())
     waiting, since = [], time.monotonic()
     try:
-        for rows in _rows(images, files, settings, min(workers, len(images)), gpus):
+        for rows in _rows_of_all(images, files, settings, workers, gpus):
             is_new = [name in left for name in rows["image"].to_pylist()]
             rows = rows.filter(pa.array(is_new, pa.bool_()))
             left.difference_update(rows["image"].to_pylist())
@@ -140,6 +149,30 @@ def score(
             results.add(pa.concat_tables(waiting))
     if left:
         raise ServingError(f"{len(left):,} tiles got no result from Ray; run the same command again")
+
+
+def _rows_of_all(
+    images: pa.Table, files: Mapping[str, bytes], settings: Settings, workers: int | None, gpus: int
+) -> Iterator[pa.Table]:
+    """Rows of all images, also if machines die on the way: as long as each time something has been done."""
+    left, failures = images, 0
+    while True:
+        done: set[str] = set()
+        available = max(1, int(ray.cluster_resources().get("CPU", 0) // settings.threads))
+        try:
+            for rows in _rows(left, files, settings, min(workers or available, len(left)), gpus):
+                done.update(rows["image"].to_pylist())
+                yield rows
+            return
+        except ray.exceptions.RayError as error:
+            failures = 1 if done else failures + 1
+            if failures == ATTEMPTS or not isinstance(getattr(error, "cause", None) or error, MACHINE_GONE):
+                raise
+        left = left.filter(pa.array([name not in done for name in left["image"].to_pylist()], pa.bool_()))
+        if not len(left):
+            return
+        log.warning("a machine can't be reached; %s tiles are left, others take them over", f"{len(left):,}")
+        time.sleep(PAUSE)
 
 
 def _rows(

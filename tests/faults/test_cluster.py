@@ -1,0 +1,82 @@
+"""Batch scoring on a Ray cluster of several nodes, one of which dies while it works.
+
+The nodes are Ray's own processes, as on machines of their own, side by side on this one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from serving.errors import ServingError
+from tests.serving.test_batch import COMMAND, masks, rows, soon, tiles_in
+
+STORE = 100 * 2**20
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that works on nothing, and two nodes of one CPU each, the second of which may be removed."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_period_ms", "1000")
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        cluster.wait_for_nodes()
+        yield cluster
+        cluster.shutdown()
+
+
+def test_after_the_death_of_a_node_the_run_goes_on_and_each_tile_has_one_row(
+    cluster: Any, servable_path: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "tiles", tmp_path / "out"
+    files = tiles_in(source, 600)
+    arguments = [str(source), "--out", str(out), "--model", str(servable_path), "--address", cluster.address]
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True) as run:
+        soon(lambda: len(masks(out)) >= 64)
+        assert run.poll() is None
+        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+        _, said = run.communicate()
+    assert run.returncode == 3, said
+    assert [row["image"] for row in rows(out)] == sorted(files)
+    assert len(masks(out)) == len(files)
+
+
+def test_a_run_ends_when_machines_die_again_and_again_and_nothing_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from serving.batch import job
+    from serving.batch.storage import IMAGES
+
+    names = [f"{number}.png" for number in range(6)]
+    given: list[list[str]] = []
+    added: list[str] = []
+
+    def rows_until_it_dies(left: pa.Table, *_: object) -> Iterator[pa.Table]:
+        given.append(left["image"].to_pylist())
+        if len(given) <= 2:
+            yield left.slice(0, 2)
+        raise ray.exceptions.ActorUnavailableError("gone", None)
+
+    monkeypatch.setattr(job, "_rows", rows_until_it_dies)
+    monkeypatch.setattr(job, "PAUSE", 0.0)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    results: Any = SimpleNamespace(add=lambda table: added.extend(table["image"].to_pylist()))
+    settings: Any = SimpleNamespace(threads=1)
+    images = pa.Table.from_pylist([{"image": name} for name in names], schema=IMAGES)
+    with pytest.raises(ServingError, match=r"a worker failed: .*gone.*; the same command goes on"):
+        list(job.score(images, {}, settings, results, workers=None, gpus=0, seconds=60))
+    assert given == [names, names[2:], *[names[4:]] * (job.ATTEMPTS - 1)]
+    assert added == names[:4]
