@@ -50,6 +50,8 @@ MACHINE_GONE = (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostE
 PAUSE = 5.0
 """Seconds until what is left is tried again without that machine."""
 
+TOKEN_HINT = "; where it wants a token: RAY_AUTH_MODE=token, token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+
 STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine, beside the model: only paths and rows go through it."""
 
@@ -76,7 +78,7 @@ def connected(address: str | None, cpus: int | None, model_bytes: int) -> Iterat
         model_bytes: what the model takes in Ray's store.
 
     Raises:
-        ServingError: there is no cluster at the address.
+        ServingError: there is no cluster at the address, or not for us.
     """
     if ray.is_initialized():
         yield
@@ -88,8 +90,11 @@ def connected(address: str | None, cpus: int | None, model_bytes: int) -> Iterat
     try:
         with hushed():
             ray.init(address, **options)
+    except ray.exceptions.AuthenticationError as error:
+        raise ServingError(f"Ray at {address or 'this machine'} wants another token: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:  # what Ray raises, depending on what is wrong
-        raise ServingError(f"no Ray at {address or 'this machine'}: {error}") from error
+        hint = TOKEN_HINT if address else ""
+        raise ServingError(f"no Ray at {address or 'this machine'}: {error}{hint}") from error
     try:
         yield
     finally:
