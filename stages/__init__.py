@@ -2,6 +2,6 @@
 
 import gc
 
-# TensorFlow's modules and the graphs it traces are a million objects that stay. Looking for garbage among them
-# after each 700 new ones takes a fifth of a short stage.
+# TensorFlow's modules and the graphs it traces are a million objects that stay.
+# Looking for garbage among them after each 700 new ones takes a fifth of a short stage.
 gc.set_threshold(50_000, 20, 20)
