@@ -80,3 +80,30 @@ def test_a_run_ends_when_machines_die_again_and_again_and_nothing_is_done(
         list(job.score(images, {}, settings, results, workers=None, gpus=0, seconds=60))
     assert given == [names, names[2:], *[names[4:]] * (job.ATTEMPTS - 1)]
     assert added == names[:4]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ConnectionError("Failed to connect"),
+            "no Ray at head:6379: Failed to connect; where it wants a token",
+        ),
+        (RuntimeError("other version"), "no Ray at head:6379: other version"),
+        ("authentication", "Ray at head:6379 wants another token"),
+    ],
+    ids=["connection", "version", "token"],
+)
+def test_a_cluster_that_cannot_be_joined_is_named_with_the_reason(
+    error: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from serving.batch.job import connected
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ray.exceptions.AuthenticationError("no token") if error == "authentication" else error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ServingError, match=said), connected("head:6379", None, 0):
+        pass
