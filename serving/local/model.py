@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import platform
 import sys
 import tempfile
 import threading
@@ -71,6 +72,9 @@ def import_tensorflow() -> Any:
 @functools.cache
 def _import_tensorflow() -> Any:
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # By itself it uses oneDNN only on CPUs with AVX-512 for networks or AMX (docs/performance.md).
+    if platform.machine() == "x86_64":
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # Some notices come before TensorFlow has read its level.
     with contextlib.nullcontext() if level == "0" else hushed():
         import tensorflow as tf
