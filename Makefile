@@ -33,7 +33,7 @@ lint: setup  ## Checks style and types
 	$(BIN)/mypy
 
 test: lint  ## Runs all tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 audit:  ## Looks for known vulnerabilities of the pinned packages; needs internet
 	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }

@@ -260,7 +260,7 @@ def _train(
     if not made.exists() or json.loads(made.read_text()) != learnt:
         before = Checkpoint(folder / "checkpoint" / "pretrain", learnt)
         before.begin(resume=True)
-        good = [read_image(data / tile.image) for tile in train_side if not tile.defect_pixels]
+        good = (read_image(data / tile.image) for tile in train_side if not tile.defect_pixels)
         pretrain(first, network, good, weights, before)
         made.write_text(json.dumps(learnt))
     checkpoint = Checkpoint(folder / "checkpoint" / "train", learnt, folder / "live", monitor="val_dice")

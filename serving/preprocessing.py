@@ -22,6 +22,8 @@ from serving.errors import ImageError
 __all__ = [
     "Placement",
     "check_size",
+    "file_to_send",
+    "gray_png",
     "letterbox",
     "open_image",
     "orientation",
@@ -45,6 +47,9 @@ FORMATS = (
 
 PROGRAMS = (b"%!PS", b"%PDF", b"\xc5\xd0\xd3\xc6")
 """How files of PostScript, PDF and EPS with a preview begin."""
+
+PNG_BIT_DEPTH = 24
+"""Offset of the bit depth in a PNG file: signature (8), length and type of IHDR (8), width, height (8)."""
 
 MIN_SIDE = 8
 """Images with a shorter side are refused: nothing on them could be a tile."""
@@ -144,6 +149,22 @@ def to_gray(image: Image.Image) -> NDArray[np.uint8]:
         return np.asarray(upright.convert("L"), dtype=np.uint8)
     except ValueError as error:
         raise ImageError(f"colour mode {upright.mode} can't be turned into grey levels") from error
+
+
+def file_to_send(image: Image.Image, data: bytes) -> bytes | None:
+    """The file of a decoded image, if any server is sure to decode the same upright grey levels."""
+    if image.mode not in ("L", "RGB") or orientation(image) != 1:
+        return None
+    # Pillow calls 16-bit colour RGB too.
+    alike = image.format == "JPEG" or (image.format == "PNG" and data[PNG_BIT_DEPTH] == 8)
+    return data if alike else None
+
+
+def gray_png(gray: NDArray[np.uint8]) -> bytes:
+    """A PNG file of grey levels, (H, W) uint8, for what can't be sent as it is."""
+    buffer = io.BytesIO()
+    Image.fromarray(gray).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
 
 
 def read_file(path: Path) -> bytes:

@@ -17,11 +17,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from stages.errors import StageError, run_command
 from stages.own import SCRATCH, change_own, known_images, own_files, read_own
-from stages.pairs import IMAGE_SUFFIXES, PLACE, find_pairs, problems_error, read_pair
+from stages.pairs import find_pairs, misplaced, problems_error, read_pair
 from stages.params import load_params
 from stages.pins import deleted_images, present_split, read_pins, settle, write_pins
 from stages.sources import open_source
@@ -55,7 +55,11 @@ def data_add(source: str, data: Path, threshold: int, *, relabel: bool = False) 
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=data) as scratch:
         with open_source(source, data / ".download", "FOLDER") as files:
             pairs, problems = find_pairs(files.names())
-            problems += _misplaced(files.names())
+            wrong, others = misplaced(files.names())
+            problems += wrong
+            problems += [
+                f"{name}: not in a folder named {', '.join(CLASSES[:-1])} or {CLASSES[-1]}" for name in others
+            ]
             for pair in pairs:
                 try:
                     tiles.append(read_pair(files, pair, threshold)[0])
@@ -82,15 +86,6 @@ def data_add(source: str, data: Path, threshold: int, *, relabel: bool = False) 
         back = {digest: replace(pins[digest], deleted="") for digest in added & pins.keys()}
         write_pins(data / "pins.csv", pins | back)
     return [replace(tile, tile=identities[tile.key]) for tile in tiles]
-
-
-def _misplaced(names: Iterable[str]) -> Iterator[str]:
-    """Pictures that lie in no folder of a class: `find_pairs` passes over them."""
-    for name in names:
-        path = PurePosixPath(name)
-        picture = path.suffix.lower() in (*IMAGE_SUFFIXES, ".png") and not path.name.startswith(".")
-        if picture and not PLACE.search(name):
-            yield f"{name}: not in a folder named {', '.join(CLASSES[:-1])} or {CLASSES[-1]}"
 
 
 def _clashes(tiles: Sequence[Tile], there: Mapping[str, str], relabel: bool) -> Iterator[str]:

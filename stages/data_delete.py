@@ -1,6 +1,7 @@
 """Deletes images from the data: `python -m stages.data_delete Crack/exp1_num_58003 ...`.
 
-An image is named as in data/tiles, with or without folder and suffix. One that was added goes
+An image is named as in data/tiles, with or without folder and suffix. The same picture under another
+name goes, too. One that was added goes
 from data/own; one of the source is left out from now on, as data/pins.csv says. Earlier versions
 keep it. `stages.data_add` brings it back, to the side of the split that it was on.
 """
@@ -32,7 +33,7 @@ def data_delete(names: Sequence[str], data: Path) -> list[str]:
         data: folder that has `own`, `own.sha256`, `pins.csv`, and what the stages made.
 
     Returns:
-        `<Class>/<name>` of what was deleted.
+        `<Class>/<name>` of what was deleted; the same picture under another name, too.
 
     Raises:
         StageError: names all images that are not there; nothing has changed then.
@@ -43,6 +44,8 @@ def data_delete(names: Sequence[str], data: Path) -> list[str]:
     if unknown := {name for name, key in zip(names, keys, strict=True) if key not in known}:
         raise problems_error(f"{name}: no such image" for name in unknown)
     pins = settle(read_pins(data / "pins.csv"), present_split(data))
+    digests = {known[key] for key in keys}
+    keys = [key for key, digest in known.items() if digest in digests]
     gone = {known[key]: pins.get(known[key], Pin(key, known[key])) for key in keys}
     write_pins(data / "pins.csv", pins | {key: replace(pin, deleted="yes") for key, pin in gone.items()})
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=data) as nothing:

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,12 +21,12 @@ from tqdm import tqdm
 
 from stages.errors import StageError, run_stage
 from stages.manifest import differences, read_manifest
-from stages.pairs import find_pairs, problems_error, read_pair
+from stages.pairs import find_pairs, misplaced, problems_error, read_pair
 from stages.params import DataLoadParams, load_params
 from stages.pins import deleted_images, read_pins
 from stages.sources import FolderSource, Source, open_source
 from stages.synthetic import write_synthetic
-from stages.tiles import Tile, group_exposures, write_tiles
+from stages.tiles import GOOD_CLASS, Tile, group_exposures, write_tiles
 
 __all__ = ["data_load"]
 
@@ -76,8 +77,11 @@ def data_load(
                 names = files.names()
                 if PINNED.search(source) or any(PINNED.match(name) for name in names[:1]):
                     problems += _manifest_problems(files, names)
+                else:
+                    problems += _misplaced(names)
                 found, more = _load(files, params.mask_threshold, fresh, skipped)
             tiles, problems = tiles + found, problems + more
+        problems += _contradictions(tiles)
         if problems:
             raise problems_error(problems)
         if not tiles:
@@ -113,6 +117,23 @@ def _load(files: Source, threshold: int, out: Path, skipped: Collection[str]) ->
     return tiles, problems
 
 
+def _misplaced(names: Iterable[str]) -> list[str]:
+    """Pictures of a source of one's own that nobody would miss before the model did."""
+    problems, others = misplaced(names)
+    if others:
+        log.warning("%d pictures are in no folder of a class and left out, as %s", len(others), others[0])
+    return problems
+
+
+def _contradictions(tiles: Iterable[Tile]) -> Iterator[str]:
+    """One picture twice, with different classes or masks."""
+    seen: dict[str, Tile] = {}
+    for tile in tiles:
+        first = seen.setdefault(tile.image_sha256, tile)
+        if (first.class_, first.mask_sha256) != (tile.class_, tile.mask_sha256):
+            yield f"{tile.key}: the same picture as {first.key}, with another class or mask"
+
+
 def _manifest_problems(files: Source, names: Sequence[str]) -> list[str]:
     """How the pinned commit's images and masks differ from the manifest."""
     found = {
@@ -125,7 +146,16 @@ def main() -> None:
     """Runs the stage on params.yaml."""
     params, deleted = load_params().data_load, deleted_images(read_pins(Path("data/pins.csv")))
     tiles = data_load(params, Path("data/tiles"), own=Path("data/own"), deleted=deleted)
-    log.info("%d images of %d tiles in data/tiles", len(tiles), len({tile.tile for tile in tiles}))
+    empty = Counter(tile.class_ for tile in tiles if tile.class_ != GOOD_CLASS and not tile.defect_pixels)
+    for name, count in empty.items():
+        log.warning("%d images of class %s have an empty mask: they train as good ones", count, name)
+    if marked := [tile.key for tile in tiles if tile.class_ == GOOD_CLASS and tile.defect_pixels]:
+        log.warning(
+            "%d images of class %s have a defect in their mask, as %s", len(marked), GOOD_CLASS, marked[0]
+        )
+    classes = ", ".join(f"{name} {count}" for name, count in Counter(tile.class_ for tile in tiles).items())
+    pieces = len({tile.tile for tile in tiles})
+    log.info("%d images of %d tiles in data/tiles: %s", len(tiles), pieces, classes)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from stages.errors import StageError, run_stage
 from stages.lookalikes import find_lookalikes, merge_lookalikes
 from stages.params import DataSplitParams, load_params
 from stages.pins import SIDES, pinned_sides, read_pins
-from stages.tiles import CLASSES, Tile, read_tiles, write_tiles
+from stages.tiles import CLASSES, GOOD_CLASS, Tile, read_tiles, write_tiles
 
 __all__ = ["data_split", "leaks", "split_grouped", "split_random"]
 
@@ -63,21 +63,23 @@ def data_split(
         sides = split_grouped(params, ordered, pieces, pins)
     else:
         sides = split_random(params, ordered)
+    merged = _merged(pieces)
     if empty := [side for side in SIDES if not sides[side]]:
-        raise StageError(
-            f"data_split: no image is left for {', '.join(empty)}; add tiles or change fractions"
-        )
+        alike = sum(map(len, merged))
+        cause = f": {alike} tiles count as {len(merged)} piece(s) by their look; raise data_split.lookalike"
+        advice = cause if alike * 2 > len(pieces) else "; add tiles or change fractions"
+        raise StageError(f"data_split: no image is left for {', '.join(empty)}{advice}")
     summary = {
         "strategy": params.strategy,
         **_summary(sides),
-        "merged_tiles": _merged(pieces),
+        "merged_tiles": merged,
         "leaks": leaks(sides, pieces),
         **(_kept(sides, pieces, pins) if params.strategy == "grouped" else {}),
     }
     if params.strategy == "grouped" and any(summary["leaks"].values()):
         raise StageError(
-            f"data_split: the grouped split leaks: {summary['leaks']}. Identical images under "
-            "different tile names? Give them one tile name"
+            f"data_split: the grouped split leaks: {summary['leaks']}. Give identical images one tile name, "
+            f"or delete all but one: {'; '.join(_twins(ordered)) or 'there is none'}"
         )
     out.mkdir(parents=True, exist_ok=True)
     for side in SIDES:
@@ -211,6 +213,14 @@ def _summary(sides: Split) -> dict[str, Any]:
     }
 
 
+def _twins(tiles: Sequence[Tile]) -> list[str]:
+    """Identical images under names of different tiles, which show too little to be alike by their look."""
+    names: dict[str, dict[str, str]] = defaultdict(dict)
+    for tile in tiles:
+        names[tile.image_sha256].setdefault(tile.tile, tile.key)
+    return [", ".join(keys.values()) for keys in names.values() if len(keys) > 1]
+
+
 def _merged(pieces: Mapping[str, str]) -> list[list[str]]:
     members: dict[str, list[str]] = defaultdict(list)
     for tile, piece in pieces.items():
@@ -222,12 +232,23 @@ def main() -> None:
     """Runs the stage on params.yaml."""
     params, data = load_params().data_split, Path("data/tiles")
     pins = pinned_sides(read_pins(Path("data/pins.csv")))
-    summary = data_split(params, data, read_tiles(data / "tiles.csv"), Path("data/split"), pins)
+    tiles = read_tiles(data / "tiles.csv")
+    summary = data_split(params, data, tiles, Path("data/split"), pins)
     for side in SIDES:
         counts = ", ".join(f"{name} {count}" for name, count in summary["images"][side].items())
         log.info("%-5s %3d tiles: %s", side, summary["tiles"][side], counts)
-    if summary["merged_tiles"]:
-        log.info("tiles that are one piece by their look: %s", summary["merged_tiles"])
+    for side in SIDES:
+        good = summary["images"][side][GOOD_CLASS]
+        if not good or good == sum(summary["images"][side].values()):
+            lacks = "no image with a defect" if good else "no good image"
+            log.warning("%s has %s: add tiles, or take another data_split.seed or fraction", side, lacks)
+    if merged := summary["merged_tiles"]:
+        log.info("tiles that are one piece by their look: %s", merged)
+        if (largest := max(map(len, merged))) * 4 > len({tile.tile for tile in tiles}):
+            log.warning(
+                "%d tiles count as one piece by their look; if they are not, raise data_split.lookalike",
+                largest,
+            )
     if summary.get("pinned"):
         counts = ", ".join(f"{side} {count}" for side, count in summary["new"].items())
         log.info("%d images as data/pins.csv has them; new: %s", summary["pinned"], counts)

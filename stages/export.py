@@ -26,6 +26,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.postprocessing import LABELS, OUTLINE, PNG_COMPRESSION, threshold_level
+from serving.preprocessing import file_to_send, gray_png, open_image, to_gray
 from stages.decoding import decode_gray
 from stages.errors import StageError, run_stage
 from stages.folding import fold_depthwise_scales, fold_repeated_channels
@@ -50,7 +51,7 @@ def export(
         params: name, versions to keep, batch sizes of the warm-up, and how a batch is computed.
         info: what to say of the model; needs `threshold`, gets the rest here.
         model_path: `.keras` file that `train` wrote.
-        samples: image files for the warm-up requests.
+        samples: image files for the warm-up requests, in any format that the client takes.
         base_path: folder of the versions.
 
     Returns:
@@ -63,13 +64,20 @@ def export(
         model,
         {"name": params.name, **info},
         base_path,
-        warmup=[path.read_bytes() for path in samples],
+        warmup=[_as_sent(path) for path in samples],
         warmup_batches=params.warmup_batches,
         whole_batches=params.whole_batches,
     )
     for old in versions(base_path)[: -params.keep_versions]:
         shutil.rmtree(base_path / str(old))
     return version
+
+
+def _as_sent(path: Path) -> bytes:
+    """An image file as the client sends it: the graph decodes fewer formats."""
+    data = path.read_bytes()
+    image = open_image(data)
+    return file_to_send(image, data) or gray_png(to_gray(image))
 
 
 def export_saved_model(

@@ -8,9 +8,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import ImageError
@@ -19,11 +21,14 @@ from stages.errors import StageError
 from stages.sources import Source
 from stages.tiles import CLASSES, GOOD_CLASS, Tile, exposure_of
 
-__all__ = ["IMAGE_SUFFIXES", "Pair", "find_pairs", "problems_error", "read_pair"]
+__all__ = ["IMAGE_SUFFIXES", "Pair", "find_pairs", "misplaced", "problems_error", "read_pair"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_ENDING = "_mask"
 """A PNG is a mask, unless its own mask lies beside it as `<name>_mask.png`."""
+
+FEW_LEVELS = 4096
+"""A 16-bit image with no grey level above has those of 12 bits, of which 8 bits would keep 16."""
 
 # `MT_<Class>/Imgs/name.jpg`, as the real set has it, or `<Class>/name.jpg`; no hidden files.
 PLACE = re.compile(rf"(?:^|/)(?:MT_)?({'|'.join(CLASSES)})/(?:Imgs/)?([^/.][^/]*)(\.\w+)$")
@@ -70,8 +75,10 @@ def find_pairs(names: Iterable[str]) -> tuple[list[Pair], list[str]]:
         if (image := key.removesuffix(MASK_ENDING)) in pngs:
             images[image] += pngs[image]
             masks[image] = masks.pop(key)
+    good = {key for key in masks if key not in images and key.startswith(f"{GOOD_CLASS}/")}
+    images |= {key: masks.pop(key) for key in good}
     problems = [
-        f"{paths[0]}: mask without an image (the mask of a PNG image ends in {MASK_ENDING}.png)"
+        f"{paths[0]}: mask without an image, or PNG image without its mask, which ends in {MASK_ENDING}.png"
         for key, paths in masks.items()
         if key not in images
     ]
@@ -92,6 +99,41 @@ def find_pairs(names: Iterable[str]) -> tuple[list[Pair], list[str]]:
     return pairs, problems
 
 
+def misplaced(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Finds the pictures that `find_pairs` passes over.
+
+    Returns:
+        A line on each that seems to be of a class, but does not lie as it should or is in a format
+        that is not taken; and the names of the others.
+    """
+    problems, others = [], []
+    for name in names:
+        path = PurePosixPath(name)
+        if path.suffix.lower() not in _picture_suffixes() or any(part.startswith(".") for part in path.parts):
+            continue
+        if not (match := PLACE.search(name)):
+            if meant := next(filter(None, map(_class_meant, path.parts[:-1])), None):
+                problems.append(
+                    f"{name}: the images of class {meant} belong right into a folder named {meant}"
+                )
+            else:
+                others.append(name)
+        elif match[3].lower() not in (*IMAGE_SUFFIXES, ".png"):
+            problems.append(f"{name}: {match[3]} is not taken; save it as PNG, TIFF, BMP or JPEG")
+    return problems, others
+
+
+def _class_meant(folder: str) -> str | None:
+    """The class whose name a folder has, in small or capital letters."""
+    plain = folder.casefold().removeprefix("mt_")
+    return next((name for name in CLASSES if name.casefold() == plain), None)
+
+
+@cache
+def _picture_suffixes() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())
+
+
 def read_pair(files: Source, pair: Pair, threshold: int) -> tuple[Tile, bytes, bytes]:
     """Reads a pair and checks it.
 
@@ -105,19 +147,28 @@ def read_pair(files: Source, pair: Pair, threshold: int) -> tuple[Tile, bytes, b
         the mask as PNG, 0 or 255.
 
     Raises:
-        StageError: if a file can't be read, or the two are of different size.
+        StageError: if a file can't be read, the two are of different size, or their levels would not be what
+            they seem to be.
     """
     data = files.read(pair.image)
     try:
-        # Upright, as every reader of the image will see it.
-        height, width = to_gray(open_image(data)).shape
+        image = open_image(data)
+        gray = to_gray(image)  # upright, as every reader of the image will see it
     except ImageError as error:
         raise StageError(f"{pair.image}: {error}") from error
+    if image.mode.startswith("I") and (highest := int(np.asarray(image).max())) < FEW_LEVELS:
+        raise StageError(
+            f"{pair.image}: its grey levels end at {highest} of 65,535, as those of 10 or 12 bits do; "
+            "scale them (x 64 or x 16), or next to nothing is left of them"
+        )
+    if pair.mask is None and image.format == "PNG" and gray.min() == gray.max():
+        raise StageError(f"{pair.image}: all of one grey level, as a mask whose image is missing")
+    height, width = gray.shape
     levels = np.zeros((height, width), np.uint8)
     if pair.mask is not None:
         try:
-            levels = np.asarray(open_image(files.read(pair.mask)).convert("L"), np.uint8)
-        except ImageError as error:
+            levels = _mask_levels(open_image(files.read(pair.mask)))
+        except (ImageError, StageError) as error:
             raise StageError(f"{pair.mask}: {error}") from error
     if levels.shape != (height, width):
         raise StageError(
@@ -142,6 +193,17 @@ def read_pair(files: Source, pair: Pair, threshold: int) -> tuple[Tile, bytes, b
         mask_sha256=hashlib.sha256(mask).hexdigest(),
     )
     return tile, data, mask
+
+
+def _mask_levels(mask: Image.Image) -> NDArray[np.uint8]:
+    """Levels of a mask, (H, W) uint8; of one in colour the highest of its channels, however dark it is."""
+    if mask.has_transparency_data:
+        lowest, highest = mask.convert("RGBA").getchannel("A").getextrema()
+        if lowest != highest:
+            raise StageError("a mask with transparency can be read in two ways; save it in black and white")
+    if mask.mode in ("1", "L") or mask.mode.startswith("I"):
+        return np.asarray(mask.convert("L"), np.uint8)
+    return np.asarray(np.asarray(mask.convert("RGB")).max(axis=2), np.uint8)
 
 
 def problems_error(problems: Iterable[str]) -> StageError:

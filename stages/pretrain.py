@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -63,7 +63,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of (images float32 0-255, masks float32 0-1), both (n, H, W, 1).
 
     Args:
-        images: good tiles, (H, W) uint8 each.
+        images: good tiles, (H, W) uint8 each; only what the network sees of them is kept.
         size: height and width of the network's input, in pixels.
         params: steps, batch size and drawings.
         augment: changes images and masks of a batch.
@@ -75,7 +75,7 @@ class DrawnDefects(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        images: Iterable[NDArray[np.uint8]],
         size: tuple[int, int],
         params: PretrainParams,
         augment: Augmentation,
@@ -122,7 +122,7 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
 def pretrain(
     params: PretrainParams,
     network: TrainParams,
-    images: Sequence[NDArray[np.uint8]],
+    images: Iterable[NDArray[np.uint8]],
     weights: Path,
     checkpoint: Checkpoint,
 ) -> dict[str, float]:
@@ -133,7 +133,7 @@ def pretrain(
     Args:
         params: weights to start from, length, batch size, learning rate, drawings and their scale.
         network: architecture, loss, augmentation and seed, as for `train`.
-        images: good tiles to draw on, (H, W) uint8 each.
+        images: good tiles to draw on, (H, W) uint8 each; asked for one by one, and not without steps.
         weights: `.weights.h5` file to write.
         checkpoint: where to go on, and keeper of every tenth of the steps; in the end it goes.
 
@@ -151,10 +151,10 @@ def pretrain(
         model = build_unet(network, checkpoint.weights or start)
     metrics: dict[str, float] = {}
     if params.steps:
-        if not images:
-            raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
         augment = Augmentation(network.augment)
         batches = DrawnDefects(images, network.image_size, params, augment, network.seed)
+        if not batches.images:
+            raise StageError("pretrain draws on good tiles, and there is none; set pretrain.steps=0")
         compile_model(model, network, params.learning_rate, len(batches) * REPORTS, warmup=len(batches))
         checkpoint.load_optimizer(model)
         build_metrics(model, batches)
@@ -181,7 +181,7 @@ def pretrain(
 
 def main() -> None:
     """Runs the stage on params.yaml."""
-    params, images = load_params(), []
+    params = load_params()
     tiles, weights = Path("data/split/train.csv"), Path("models/pretrained.weights.h5")
     run = fingerprint(
         [Path("environment.txt"), tiles, Path(params.pretrain.weights)],
@@ -190,10 +190,10 @@ def main() -> None:
     )
     checkpoint = Checkpoint(Path("models/checkpoint/pretrain"), run)
     checkpoint.begin(resume=params.train.resume)
-    if params.pretrain.steps:
-        good = [tile for tile in read_tiles(tiles) if not tile.defect_pixels]
-        bar = tqdm(good, desc="reading tiles", unit="tile")
-        images = [read_image(Path("data/tiles") / tile.image) for tile in bar]
+    good = [tile for tile in read_tiles(tiles) if not tile.defect_pixels]
+    images = (
+        read_image(Path("data/tiles") / tile.image) for tile in tqdm(good, "reading tiles", unit="tile")
+    )
     metrics = pretrain(params.pretrain, params.train, images, weights, checkpoint)
     results = Path("results/pretrain.json")
     results.parent.mkdir(exist_ok=True)

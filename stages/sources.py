@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,19 +44,35 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """Files below a folder."""
+    """Files below a folder, and below folders that links in it lead to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+        names: list[str] = []
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(self.folder, onerror=_unreadable, followlinks=True):
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in seen:  # a link back
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            paths = (Path(folder, name) for name in files)
+            names += [path.relative_to(self.folder).as_posix() for path in paths if path.is_file()]
+        return sorted(names)
 
     def read(self, name: str) -> bytes:
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise StageError(f"{self.folder / name} can't be read: {error.strerror or error}") from error
+
+
+def _unreadable(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):  # gone since its name was read
+        return
+    raise StageError(f"{error.filename} can't be read: {error.strerror or error}") from error
 
 
 class ZipSource:
@@ -117,6 +134,10 @@ def open_source(source: str, cache: Path, name: str = "data_load.source") -> Ite
         raise StageError(f"{name}: no such file or folder: {source}") from error
     except zipfile.BadZipFile as error:
         raise StageError(f"{name}: {path} is neither a folder nor a zip ({error})") from error
+    except PermissionError as error:
+        if error.filename != str(path):  # of what is done with the source
+            raise
+        raise StageError(f"{name}: {path} can't be read: {error.strerror}") from error
 
 
 def download(url: str, cache: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from dvclive import Live
 from dvclive.keras import DVCLiveCallback
 
@@ -28,9 +29,12 @@ from stages.params import TrainParams, load_params
 from stages.precision import set_precision
 from stages.tiles import Tile, read_tiles
 
-__all__ = ["train", "training_batches"]
+__all__ = ["check_visible", "train", "training_batches"]
 
 log = logging.getLogger(__name__)
+
+SEEN = 128
+"""Level of a mask, 0-255, from which `PooledDice` counts a pixel as defect: 0.5."""
 
 
 def train(
@@ -59,8 +63,8 @@ def train(
         The model of the best epoch, in single precision whatever it was trained in.
 
     Raises:
-        StageError: if weights can't be had, no tile has a defect, the loss is no number, or bfloat16 is
-            emulated.
+        StageError: if weights can't be had, no tile to train or to choose on has a defect that the network
+            can see, the loss is no number, or bfloat16 is emulated.
         KeyboardInterrupt: after ^C, once the best model so far has been written.
     """
     keras.utils.set_random_seed(params.seed)
@@ -68,6 +72,7 @@ def train(
     examples, val = (load_examples(data, rows, params.image_size) for rows in (tiles, val_tiles))
     if examples.good.all():
         raise StageError("no training image has a defect pixel; check data_load.mask_threshold and the masks")
+    check_visible(val, params.image_size)
     batches = training_batches(params, examples)
     val_batches = Batches(val, params.batch_size)
     with placed_on(params.devices):
@@ -97,6 +102,33 @@ def train(
     model = _keep_best(params, checkpoint, model_path)
     checkpoint.clear()
     return model
+
+
+def check_visible(val: Examples, size: tuple[int, int]) -> None:
+    """Checks that validation Dice, of pixels that are half a defect or more, can tell epochs apart.
+
+    Raises:
+        StageError: if no validation image has a defect, or none that is left at this size.
+    """
+    defects = np.logical_not(val.good)
+    seen = int((val.masks[defects] >= SEEN).any(axis=(1, 2, 3)).sum())
+    if not defects.any():
+        raise StageError(
+            "no validation image has a defect, so that no epoch is better than another; add tiles with "
+            "defects, or take another data_split.seed or val_fraction"
+        )
+    where = f"{size[0]} x {size[1]} pixels (train.image_size) {{}} of {defects.sum()} validation images"
+    if not seen:
+        raise StageError(
+            f"at {where.format('all')} have their defects fade below half a pixel, so that no epoch is "
+            "better than another; take a larger train.image_size"
+        )
+    if seen < defects.sum():
+        log.warning(
+            "at %s with a defect have it fade below half a pixel, where validation Dice does not see it; a "
+            "larger train.image_size would",
+            where.format(defects.sum() - seen),
+        )
 
 
 def training_batches(params: TrainParams, examples: Examples) -> Batches:

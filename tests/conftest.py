@@ -21,6 +21,11 @@ DETECTOR_THRESHOLD = 0.5
 LONGEST = ("test_tutorial.py", "test_experiments.py")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as tests wait for servers and for processes that they start."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first, so that no worker waits for them at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)

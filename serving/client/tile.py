@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import ImageError
-from serving.preprocessing import check_size, open_image, orientation, read_file, to_gray
+from serving.preprocessing import check_size, file_to_send, gray_png, open_image, read_file, to_gray
 
 __all__ = ["Source", "Tile"]
-
-PNG_BIT_DEPTH = 24
-"""Offset of the bit depth in a PNG file: signature (8), length and type of IHDR (8), width, height (8)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Tile:
     @property
     def file(self) -> bytes:
         """Bytes of the file to send: the original, else a grey PNG."""
-        return self.original or _png(self.gray)
+        return self.original or gray_png(self.gray)
 
     @classmethod
     def load(cls, source: Source) -> Tile:
@@ -58,19 +54,11 @@ class Tile:
             return cls(to_gray(source))
         data = source if isinstance(source, bytes) else read_file(Path(source))
         image = open_image(data)
-        return cls(to_gray(image), data if _sent_as_it_is(image, data) else None)
+        return cls(to_gray(image), file_to_send(image, data))
 
 
 Source = str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image | Tile
 """What a tile can be made of."""
-
-
-def _sent_as_it_is(image: Image.Image, data: bytes) -> bool:
-    """Whether a server's decoder is sure to see the same upright grey levels."""
-    if image.mode not in ("L", "RGB") or orientation(image) != 1:
-        return False
-    # Pillow calls 16-bit colour RGB too.
-    return image.format == "JPEG" or (image.format == "PNG" and data[PNG_BIT_DEPTH] == 8)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -85,9 +73,3 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     height, width = plane.shape[:2]
     check_size(width, height)
     return Image.fromarray(np.ascontiguousarray(plane))
-
-
-def _png(gray: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(gray).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()

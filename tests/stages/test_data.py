@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages import data_split as split_stage
 from stages.data_load import data_load
 from stages.data_split import data_split, leaks
 from stages.errors import StageError
+from stages.own import start_anew
 from stages.params import DataLoadParams, DataSplitParams, SyntheticParams
-from stages.tiles import group_exposures, read_tiles
+from stages.tiles import Tile, group_exposures, read_tiles, write_tiles
+
+ROOT = Path(__file__).parents[2]
 
 SMALL = SyntheticParams(tiles_per_class=6, good_tiles=8, exposures=3, height=40, width=40, seed=1)
 SPLIT = DataSplitParams(strategy="grouped", test_fraction=0.2, val_fraction=0.2, lookalike=0.85, seed=1)
@@ -45,6 +50,60 @@ def test_all_problems_are_named_and_nothing_is_written(tmp_path: Path) -> None:
         load(str(tmp_path / "source"), tmp_path / "out")
     assert all(name in str(caught.value) for name in ("lonely.jpg", "small.png", "broken.jpg"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def many(folder: Path, draw: Callable[[int], np.ndarray], count: int = 30) -> list[Tile]:
+    for index in range(count):
+        class_ = "Crack" if index % 2 else "Free"
+        (folder / "source" / class_).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(index)).save(folder / "source" / class_ / f"{index}.png")
+        if index % 2:
+            mask = np.zeros((40, 40), np.uint8)
+            mask[5:9, 5:9] = 255
+            Image.fromarray(mask).save(folder / "source" / class_ / f"{index}_mask.png")
+    return load(str(folder / "source"), folder / "tiles")
+
+
+def test_parts_with_one_print_say_that_they_count_as_one_piece(tmp_path: Path) -> None:
+    print_ = np.kron(np.random.default_rng(0).integers(60, 200, (10, 10)), np.ones((4, 4)))
+
+    def part(index: int) -> np.ndarray:
+        return (print_ + np.random.default_rng(index).normal(0, 3, (40, 40))).clip(0, 255).astype(np.uint8)
+
+    tiles = many(tmp_path, part)
+    with pytest.raises(
+        StageError, match=r"30 tiles count as 1 piece\(s\) by their look; raise data_split.lookalike"
+    ):
+        data_split(SPLIT, tmp_path / "tiles", tiles, tmp_path / "split")
+    data_split(SPLIT.model_copy(update={"lookalike": 1}), tmp_path / "tiles", tiles, tmp_path / "split")
+
+
+def test_identical_pictures_without_structure_are_named_where_they_leak(tmp_path: Path) -> None:
+    def part(index: int) -> np.ndarray:
+        levels = np.random.default_rng(index).integers(0, 255, (40, 40), np.uint8)
+        return np.full_like(levels, 255) if index in (1, 3, 5, 7, 9, 11, 13) else levels
+
+    tiles = many(tmp_path, part)
+    with pytest.raises(StageError, match="delete all but one: Crack/1, Crack/11, Crack/13, Crack/3"):
+        data_split(SPLIT, tmp_path / "tiles", tiles, tmp_path / "split")
+
+
+@pytest.mark.parametrize(
+    ("class_", "lacks"), [("Free", "no image with a defect"), ("Crack", "no good image")]
+)
+def test_the_stage_says_which_side_has_no_defect_or_nothing_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, class_: str, lacks: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    tiles = many(
+        tmp_path / "data", lambda index: np.random.default_rng(index).integers(0, 255, (40, 40), np.uint8)
+    )
+    write_tiles(tmp_path / "data" / "tiles" / "tiles.csv", [t for t in tiles if t.class_ == class_])
+    start_anew(tmp_path / "data")
+    split_stage.main()
+    said = [message for message in caplog.messages if lacks in message]
+    assert [message.split()[0] for message in said] == ["train", "val", "test"]
 
 
 def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_all_problems_are_named_at_once_and_nothing_changes(project: Project, ne
         "Break/lonely.jpg: no mask lonely.png beside it",
         "Fray/small.png: 10 x 10 pixels, its image has 60 x 50",
         "Uneven/text.jpg: not an image",
-        "crack/small-letters.jpg: not in a folder named Blowhole,",
+        "crack/small-letters.jpg: the images of class Crack belong right into a folder named Crack",
     ):
         assert line in text
 
@@ -401,6 +401,21 @@ def test_deleted_images_are_gone_and_come_back_to_their_side(
     assert not [path for path in snapshot(project.data / "own") if "line3-7_exp1" in path]
     project.add(write_back)
     assert project.repro() == old
+
+
+def test_the_same_picture_under_another_name_is_deleted_with_it_and_named(project: Project) -> None:
+    source = project.data.parent / "twice"
+    for name in ("Crack/a.jpg", "Crack/b.jpg", "Crack/c.jpg", *(f"Free/{i}.jpg" for i in range(9))):
+        write(
+            source, name, surface(1 if name[6] in "ab" else int.from_bytes(name.encode()[:8], "big") % 2**31)
+        )
+    project.source = str(source)
+    project.params = SPLIT.model_copy(update={"lookalike": 1})
+    tiles = data_load(
+        DataLoadParams(source=str(source), mask_threshold=0, synthetic=SIZE), project.data / "tiles"
+    )
+    assert len(tiles) == 12
+    assert data_delete(["Crack/b"], project.data) == ["Crack/a", "Crack/b"]
 
 
 def test_a_relabelled_image_of_the_source_that_is_deleted_does_not_come_back(

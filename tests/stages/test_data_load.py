@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from PIL import Image
 from stages import data_load as module
 from stages.data_load import data_load
 from stages.errors import StageError
+from stages.own import start_anew
 from stages.params import DataLoadParams, SyntheticParams
 from stages.tiles import Tile, read_tiles
 
@@ -227,6 +230,117 @@ def test_the_committed_manifest_lists_an_image_and_a_mask_for_each_of_1344_tiles
 
 
 # All or nothing
+
+
+def test_pictures_of_a_class_that_would_be_passed_over_are_named_and_others_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {
+        "Free/a.jpg": picture(),
+        "overview.jpg": picture(seed=1),
+        "Crack/notes.txt": b"x",
+        ".x/b.jpg": b"",
+    }
+    bad = {"crack/b.jpg": picture(seed=2), "Crack/line 2/c.png": mask(1), "Free/d.webp": b"x"}
+    source = folder(tmp_path / "source", good | bad)
+    assert problems(source, tmp_path / "out").splitlines()[1:] == [
+        "  Crack/line 2/c.png: the images of class Crack belong right into a folder named Crack",
+        "  Free/d.webp: .webp is not taken; save it as PNG, TIFF, BMP or JPEG",
+        "  crack/b.jpg: the images of class Crack belong right into a folder named Crack",
+    ]
+    for name in bad:
+        (source / name).unlink()
+    caplog.clear()
+    assert [tile.key for tile in load(source, tmp_path / "out")] == ["Free/a"]
+    assert caplog.messages == ["1 pictures are in no folder of a class and left out, as overview.jpg"]
+
+
+def test_a_linked_class_folder_is_read_once_and_a_link_back_does_not_go_on_for_ever(tmp_path: Path) -> None:
+    elsewhere = folder(tmp_path / "share", {"a.jpg": picture(), "a.png": mask(1)})
+    source = folder(tmp_path / "source", {"Free/b.jpg": picture(seed=1)})
+    (source / "Crack").symlink_to(elsewhere)
+    (source / "Free" / "back").symlink_to(source)
+    assert [tile.key for tile in load(source, tmp_path / "out")] == ["Crack/a", "Free/b"]
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_the_levels_of_ten_or_twelve_bits_in_sixteen_are_refused(tmp_path: Path, image_format: str) -> None:
+    levels = np.linspace(200, 4000, 20 * 24).reshape(20, 24).astype(np.uint16)
+    name = f"Free/a.{image_format.lower()}"
+    source = folder(tmp_path / "source", {name: encoded(levels, image_format)})
+    assert "its grey levels end at 4000 of 65,535" in problems(source, tmp_path / "out")
+    folder(source, {name: encoded(levels * 16, image_format)})
+    assert len(load(source, tmp_path / "out")) == 1
+
+
+def test_a_good_png_needs_no_mask_and_a_mask_without_its_image_is_none(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 255, (20, 24), np.uint8)
+    source = folder(tmp_path / "source", {"Free/a.png": encoded(levels, "PNG")})
+    assert [(tile.image, tile.defect_pixels) for tile in load(source, tmp_path / "out")] == [
+        ("images/Free/a.png", 0)
+    ]
+    folder(source, {"Free/b.png": mask(0)})
+    assert "Free/b.png: all of one grey level, as a mask whose image is missing" in problems(
+        source, tmp_path / "other"
+    )
+
+
+def colours(*levels: int, mode: str = "RGB") -> bytes:
+    """A mask of 20 x 24 pixels in colour whose first 30 pixels have the channels of `levels`."""
+    pixels = np.zeros((20, 24, len(levels)), np.uint8)
+    pixels.reshape(-1, len(levels))[:30] = levels
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("levels", [(0, 0, 4), (128, 0, 0), (1, 1, 1)], ids=str)
+def test_any_colour_in_a_mask_is_a_defect_however_dark(tmp_path: Path, levels: tuple[int, ...]) -> None:
+    source = folder(tmp_path / "source", {"Crack/a.jpg": picture(), "Crack/a.png": colours(*levels)})
+    assert [tile.defect_pixels for tile in load(source, tmp_path / "out")] == [30]
+
+
+@pytest.mark.parametrize("levels", [(0, 0, 0, 255), (255, 255, 255, 255)], ids=str)
+def test_a_mask_that_transparency_draws_is_refused(tmp_path: Path, levels: tuple[int, ...]) -> None:
+    source = folder(
+        tmp_path / "source", {"Crack/a.jpg": picture(), "Crack/a.png": colours(*levels, mode="RGBA")}
+    )
+    assert "Crack/a.png: a mask with transparency can be read in two ways" in problems(
+        source, tmp_path / "out"
+    )
+
+
+def test_one_picture_with_two_answers_is_named_and_with_one_is_not(tmp_path: Path) -> None:
+    files = {"Crack/a.jpg": picture(), "Crack/a.png": mask(1), "Free/copy.jpg": picture()}
+    source = folder(tmp_path / "source", files)
+    says = "Free/copy: the same picture as Crack/a, with another class or mask"
+    assert says in problems(source, tmp_path / "out")
+    (source / "Free" / "copy.jpg").unlink()
+    folder(source, {"Crack/b.jpg": picture(), "Crack/b.png": mask(1)})
+    assert len(load(source, tmp_path / "out")) == 2
+
+
+def test_the_stage_counts_classes_and_says_where_masks_are_not_as_one_expects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {
+        "Crack/a.jpg": picture(),
+        "Crack/a.png": mask(0),
+        "Free/b.jpg": picture(seed=1),
+        "Free/b.png": mask(1),
+    }
+    folder(tmp_path / "source", files | {"Free/c.jpg": picture(seed=2)})
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(re.sub("source: .*", "source: source", text))
+    start_anew(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO):
+        module.main()
+    assert caplog.messages == [
+        "1 images of class Crack have an empty mask: they train as good ones",
+        "1 images of class Free have a defect in their mask, as Free/b",
+        "3 images of 3 tiles in data/tiles: Crack 1, Free 2",
+    ]
 
 
 def test_a_failed_load_keeps_what_was_there(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 from serving.postprocessing import mask_at, probability_levels
 from serving.preprocessing import letterbox, read_image
 from stages.errors import StageError
-from stages.export import export_saved_model, latest_version, main, versions
+from stages.export import export, export_saved_model, latest_version, main, versions
 from stages.model import build_unet
+from stages.params import ExportParams
 from tests.conftest import DETECTOR_SIZE, DETECTOR_THRESHOLD, dark_detector
 from tests.stages.conftest import SMALLEST
 
@@ -219,6 +220,25 @@ def loops(signature: Any) -> int:
 
 def test_whole_batches_go_through_the_network_as_one(both_ways: tuple[Any, Any]) -> None:
     assert [loops(way["serving_default"]) for way in both_ways] == [1, 0]
+
+
+def test_a_tile_in_a_format_that_the_graph_cannot_decode_warms_up_as_the_client_sends_it(
+    tmp_path: Path,
+) -> None:
+    gray = smooth_tile(40, 50)
+    for name, image_format in (("a.jpg", "JPEG"), ("b.tif", "TIFF"), ("c.webp", "WEBP")):
+        (tmp_path / name).write_bytes(encode(gray, image_format))
+    dark_detector().save(tmp_path / "unet.keras")
+    params = ExportParams(name="m", keep_versions=1, warmup_batches=[3], whole_batches=False)
+    samples = [tmp_path / name for name in ("a.jpg", "b.tif", "c.webp")]
+    folder = export(params, {"threshold": 0.5}, tmp_path / "unet.keras", samples, tmp_path / "m")
+    record = next(iter(tf.data.TFRecordDataset(str(folder / "assets.extra" / "tf_serving_warmup_requests"))))
+    log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+    sent = list(log.predict_log.request.inputs["image_bytes"].string_val)
+    assert sent[0] == samples[0].read_bytes()
+    answer = tf.saved_model.load(str(folder)).signatures["segment"](image_bytes=tf.constant(sent))
+    assert len(answer["mask_bytes"]) == 3
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent[1]))), gray)
 
 
 def test_versions_ascend_even_within_a_second(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import keras
 import numpy as np
 import pytest
 
-from stages.dataset import Batches, load_examples
+from stages.dataset import Batches, Examples, load_examples
 from stages.errors import StageError, run_stage
 from stages.metrics import PooledDice
 from stages.precision import emulates_bfloat16
+from stages.train import check_visible
 from tests.stages.conftest import SMALLEST, Data
 from tests.stages.trial import Trial, equal
 
@@ -135,6 +136,35 @@ def test_tiles_without_a_defect_are_refused(
     good = Data(data.root, [tile for tile in data.train if not tile.defect_pixels], data.val, data.test)
     with pytest.raises(StageError, match=r"no training image has a defect pixel; check data_load\.mask_thr"):
         Trial(tmp_path, good, monkeypatch).run(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("levels", "says"),
+    [
+        ((0, 0), "no validation image has a defect, so that no epoch is better"),
+        (
+            (127, 1),
+            r"at 8 x 8 pixels \(train.image_size\) all of 2 validation images have their defects fade",
+        ),
+        ((128, 127), None),
+        ((128, 128), None),
+    ],
+)
+def test_a_validation_side_that_cannot_tell_epochs_apart_is_refused(
+    levels: tuple[int, int], says: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = np.zeros((3, 8, 8, 1), np.uint8)
+    masks[1:, 0, 0, 0] = levels
+    val = Examples(np.zeros_like(masks), masks, np.logical_not(masks.any(axis=(1, 2, 3))))
+    if says:
+        with pytest.raises(StageError, match=says):
+            check_visible(val, (8, 8))
+    else:
+        check_visible(val, (8, 8))
+        assert ["1 of 2" in message for message in caplog.messages] == [True] * (levels[1] < 128)
+    metric = PooledDice()
+    metric.update_state(masks[1:] / 255, np.ones_like(masks[1:]))
+    assert (float(metric.result()) > 1e-6) == (says is None), "as the metric counts"
 
 
 @pytest.mark.skipif(emulates_bfloat16(), reason="no CPU that has bfloat16")
