@@ -7,6 +7,7 @@ flags go to pip-audit: `--ignore-vuln ID` accepts one, `--vulnerability-service 
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,8 +17,12 @@ COMMAND = ["-r", "requirements.lock", "--no-deps", "--disable-pip", "-f", "json"
 
 def main() -> None:
     """Prints vulnerable packages; ends with exit code 1 if there are some, or if any was not checked."""
+    parser = argparse.ArgumentParser(
+        prog="make audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags = parser.parse_known_args()[1]
     done = subprocess.run(
-        [sys.executable, "-m", "pip_audit", *COMMAND, *sys.argv[1:]], capture_output=True, text=True
+        [sys.executable, "-m", "pip_audit", *COMMAND, *flags], capture_output=True, text=True
     )
     try:
         packages = json.loads(done.stdout)["dependencies"]

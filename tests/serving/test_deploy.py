@@ -204,4 +204,7 @@ def test_kserve_serves_the_same_model_with_the_same_server() -> None:
     assert KSERVE["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
     model = KSERVE["spec"]["predictor"]["model"]
     assert f"ARG TF_SERVING_VERSION={model['runtimeVersion']}\n" in DOCKERFILE
-    assert re.fullmatch(rf"s3://[\w-]+/{NAME}/\d{{14}}", model["storageUri"])
+    bucket = re.fullmatch(r"(s3://[\w-]+/\w+)/\d{14}", model["storageUri"])
+    assert bucket, "the folder that holds the folder of one version"
+    assert f"{bucket[1]}/$V/$V " in (ROOT / "docs/scaling.md").read_text()
+    assert model["env"] == [{"name": "TF_ENABLE_ONEDNN_OPTS", "value": "1"}]
