@@ -18,7 +18,6 @@ from PIL import Image
 
 from scripts.montage import montage
 from serving.preprocessing import read_image
-from stages.dataset import read_mask
 from stages.lookalikes import structure
 from stages.tiles import Tile, read_tiles
 
@@ -67,7 +66,7 @@ def main() -> None:
         alike = correlation(*(structure(read_image(data / tile.image)) for tile in (one, other)))
         overlap = float("nan")
         if one.defect_pixels and other.defect_pixels:
-            overlap = mask_overlap(read_mask(data / one.mask), read_mask(data / other.mask))
+            overlap = mask_overlap(read_image(data / one.mask), read_image(data / other.mask))
         found[one.tile == other.tile].append((alike, overlap, one, other))
     print("pairs of neighbours     number  correlation p5 / p50 / p95  above 0.25  IoU of masks p50")
     for same, rows in found.items():

@@ -207,8 +207,8 @@ def _agree(one: list[NDArray[np.uint8]], other: list[NDArray[np.uint8]]) -> bool
     )
 
 
-def swap(load: Load, base_path: Path, count: int, rate: float, pause: float = 5.0) -> Result:
-    """Asks while new versions come, whole and at once, and the oldest go."""
+def swap(load: Load, base_path: Path, count: int, rate: float, pause: float) -> Result:
+    """Asks while new versions come, each `pause` seconds, whole and at once, and the oldest go."""
 
     def change(_: int) -> None:
         time.sleep(pause)
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
                 faults[f"memory has grown by {load.memory.growth:.0f} MB"] += 1
             if args.factor > 1 and args.minutes > 0 and not result.refused:
                 faults["nothing was refused"] += 1
-            result = swap(load, base_path, args.swaps, rate / 2)
+            result = swap(load, base_path, args.swaps, rate / 2, args.pause)
             print(f"swap      {result}; {args.swaps} versions", flush=True)
             faults += result.faults
         killed = kill(base_path, files * 4, flags, len(files))
@@ -314,6 +314,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--seconds", type=float, default=20.0, metavar="S", help="in which the rate is measured (default: 20)"
     )
     add("--swaps", type=int, default=10, metavar="N", help="versions that come (default: 10)")
+    add(
+        "--pause",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds before each of them, under load (default: 5)",
+    )
     add("--tiles", type=int, default=50, metavar="N", help="that are sent in turn (default: 50)")
     add(
         "--batching",

@@ -146,9 +146,14 @@ ENTROPY = ("Base64HighEntropyString", "HexHighEntropyString")
 """Not asked for: checksums and pictures are what they would find."""
 
 
+CHECKSUMS = r"^stages/manifest\.sha256$|^pretrained/.*\.h5$"
+"""2,700 lines of digests and 7 MB of weights, a fifth of the time of the scan."""
+
+
 def secrets(folder: Path, *flags: str) -> list[str]:
     """Files below a folder, as git tracks them, with keys, tokens or passwords, by detect-secrets."""
     disabled = [word for name in ENTROPY for word in ("--disable-plugin", name)]
+    disabled += ["--exclude-files", CHECKSUMS]
     done = subprocess.run(
         [str(Path(sys.executable).parent / "detect-secrets"), "scan", *disabled, *flags],
         cwd=folder,

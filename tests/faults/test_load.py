@@ -79,7 +79,15 @@ def test_the_command_goes_through_all_phases(
     servable_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base_path = Path(shutil.copytree(servable_path, tmp_path / "models"))
-    short = ["--minutes=0.03", "--factor=0.5", "--seconds=1", "--swaps=2", "--tiles=10", "--max_growth=500"]
+    short = [
+        "--minutes=0.03",
+        "--factor=0.5",
+        "--seconds=1",
+        "--swaps=2",
+        "--pause=2",
+        "--tiles=10",
+        "--max_growth=500",
+    ]
     assert main([f"--model_base_path={base_path}", *short]) == 0
     phases = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert phases == ["rate", "overload", "swap", "kill"]
