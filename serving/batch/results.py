@@ -46,11 +46,9 @@ class Results:
         self.folder = folder
         self._run = dict(run)
         self._owner = secrets.token_hex(4)
-        manifest = self._read_manifest()
-        self._parts: list[str] = manifest.get("parts", [])
-        if manifest:
-            self._refuse_others(manifest)
-        self._rows = pa.concat_tables([KNOWN.empty_table(), *map(self._read_known, self._parts)])
+        self._parts: list[str] = []
+        self._rows = KNOWN.empty_table()
+        self._load()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,7 +67,11 @@ class Results:
 
         Args:
             again: images that are to have no result; rows of `IMAGES`.
+
+        Raises:
+            ServingError: the folder can't be written, or has results of another run by now.
         """
+        self._load()  # another run may have replaced parts since
         self._write_manifest(self._parts)
         for kind in (TILES, DEFECTS):
             folder = Folder(f"{self.folder.url}/{kind}")
@@ -97,6 +99,16 @@ class Results:
         defects = pa.Table.from_struct_array(pc.list_flatten(lists))
         defects = defects.add_column(0, "image", rows["image"].take(pc.list_parent_indices(lists)))
         self._replace(None, self._with_constants(tiles), self._with_constants(defects))
+
+    def _load(self) -> None:
+        """Reads what the folder has, where it isn't what was read before."""
+        manifest = self._read_manifest()
+        if manifest:
+            self._refuse_others(manifest)
+        parts = manifest.get("parts", [])
+        if parts != self._parts:
+            self._parts = parts
+            self._rows = pa.concat_tables([KNOWN.empty_table(), *map(self._read_known, parts)])
 
     def _replace(self, old: str | None, tiles: pa.Table, defects: pa.Table) -> None:
         """Puts a new part into the place of an old one, or at the end."""

@@ -97,13 +97,19 @@ def test_what_a_killed_run_left_without_naming_it_goes_and_nothing_else(out: Pat
 
 
 def test_a_run_that_another_has_taken_over_from_adds_nothing(out: Path) -> None:
+    rows = pa.concat_tables([scored("e"), scored("f", error="damaged")])
+    results = Results(Folder(str(out)), RUN)
+    results.begin(images())
+    results.add(rows)
     first, second = Results(Folder(str(out)), RUN), Results(Folder(str(out)), RUN)
-    first.begin(images())
-    second.begin(images())
+    again = images("c", "d", "f")
+    first.begin(again)  # puts new parts into the place of those that the second has read
+    second.begin(again)
     with pytest.raises(ServingError, match=r"another run has taken .* over"):
         first.add(scored("d"))
-    second.add(scored("d"))
-    assert names(out, "tiles") == ["a", "bb", "c", "d"]
+    second.add(scored("c", "d", "f"))
+    assert names(out, "tiles") == ["a", "bb", "c", "d", "e", "f"]
+    Results(Folder(str(out)), RUN)  # no part is missing
 
 
 @pytest.mark.parametrize(("name", "value"), [("version", 8), ("threshold", 0.6), ("source", "other")])
