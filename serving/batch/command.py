@@ -41,7 +41,7 @@ def score_folder(options: argparse.Namespace) -> int:
     if len(todo):
         results.begin(todo)
         _run_workers(options, source, out, model, results, todo, len(images))
-    counts = results.counts
+    counts = results.counts(images)  # what has left the source is in the tables alone
     tiles = counts["defect"] + counts["good"]
     sys.stdout.write(
         f"{tiles:,} tiles: {counts['defect']:,} with defects, {counts['good']:,} good; "

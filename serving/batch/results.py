@@ -50,10 +50,10 @@ class Results:
         self._rows = KNOWN.empty_table()
         self._load()
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images in all: `defect`, `good`, `error`."""
-        labels = pc.fill_null(self._rows["label"], "error")
+    def counts(self, images: pa.Table) -> dict[str, int]:
+        """How many of the images, rows of `IMAGES`, are `defect`, `good` or `error`."""
+        rows = self._rows.filter(pc.is_in(self._rows["image"], images["image"].combine_chunks()))
+        labels = pc.fill_null(rows["label"], "error")
         found = {row["values"]: row["counts"] for row in pc.value_counts(labels).to_pylist()}
         return {name: found.get(name, 0) for name in ("defect", "good", "error")}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,14 +129,15 @@ class Folder:
                     stream.write(data)
 
     def remove(self, name: str) -> None:
-        """Removes a file of a relative path.
+        """Removes a file of a relative path, if it is there.
 
         Raises:
             ServingError: it can't be removed.
         """
         with _explained("remove", f"{self.url}/{name}"):
             system, path = self._at(name)
-            system.delete_file(path)
+            with suppress(FileNotFoundError):
+                system.delete_file(path)
 
     def _at(self, name: str) -> tuple[fs.FileSystem, str]:
         if self.is_local:

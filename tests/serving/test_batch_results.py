@@ -66,7 +66,7 @@ def out(tmp_path: Path) -> Path:
 
 def test_the_next_run_knows_what_is_done(out: Path) -> None:
     results = Results(Folder(str(out)), RUN)
-    assert results.counts == {"defect": 2, "good": 0, "error": 1}
+    assert results.counts(images("a", "bb", "c")) == {"defect": 2, "good": 0, "error": 1}
     todo = results.left_to_do(pa.concat_tables([images("a", "c", "d"), images("bb", modified=2)]))
     assert todo["image"].to_pylist() == ["bb", "c", "d"]
     assert names(out, "tiles") == ["a", "bb", "c"]
@@ -83,7 +83,15 @@ def test_what_is_done_again_has_one_result(out: Path) -> None:
     results.add(scored("bb", "c", modified=2))
     assert names(out, "tiles") == ["a", "bb", "c"]
     assert names(out, "defects") == ["a", "bb", "bb", "c"]
-    assert results.counts == Results(Folder(str(out)), RUN).counts == {"defect": 3, "good": 0, "error": 0}
+    for one in (results, Results(Folder(str(out)), RUN)):
+        assert one.counts(images("a", "bb", "c")) == {"defect": 3, "good": 0, "error": 0}
+
+
+def test_what_has_left_the_source_stays_in_the_tables_but_is_not_counted(out: Path) -> None:
+    results = Results(Folder(str(out)), RUN)
+    results.begin(images("d"))
+    assert results.counts(images("bb", "d")) == {"defect": 1, "good": 0, "error": 0}
+    assert names(out, "tiles") == ["a", "bb", "c"]
 
 
 def test_what_a_killed_run_left_without_naming_it_goes_and_nothing_else(out: Path) -> None:
@@ -126,6 +134,18 @@ def test_a_foreign_manifest_and_a_lost_part_are_refused(out: Path) -> None:
     (out / MANIFEST).write_text('{"parts": 1}')
     with pytest.raises(ServingError, match="none of this program's"):
         Results(Folder(str(out)), RUN)
+
+
+def test_the_mask_of_a_tile_that_can_no_longer_be_used_goes(tmp_path: Path, servable_path: Path) -> None:
+    [version] = servable_path.iterdir()
+    scorer = Scorer(version, Settings(Folder(str(tmp_path)), Folder(str(tmp_path / "out")), None, 8, 1))
+    (tmp_path / "a.png").write_bytes(encoded(tile()))
+    [row] = scorer(images("a.png")).to_pylist()
+    assert (tmp_path / "out" / row["mask"]).exists()
+    (tmp_path / "a.png").write_bytes(b"no image")
+    [row] = scorer(images("a.png")).to_pylist()
+    assert "not an image" in row["error"]
+    assert not (tmp_path / "out/masks/a.png.png").exists()
 
 
 def test_a_threshold_of_ones_own_gives_the_files_and_rows_of_the_client(
