@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -100,7 +101,7 @@ class Scorer:
             Rows of `ROWS`, in the same order.
 
         Raises:
-            ServingError: a mask can't be written.
+            ServingError: a mask can't be written, though its name is not too long.
             RequestError: the model fails on tiles that nothing is wrong with.
         """
         files = ordered_map(self._read, images.to_pylist(), READERS)
@@ -151,7 +152,12 @@ class Scorer:
         if self._settings.threshold is not None:
             mask = mask_at(levels, self._settings.threshold)
             mask_file, name = _png(mask), label(mask)
-        self._settings.out.write(path, mask_file)
+        try:
+            self._settings.out.write(path, mask_file)
+        except ServingError as error:
+            if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:
+                raise
+            return {**image, "error": str(error)}
         height, width = mask.shape
         defects = [_flat(defect) for defect in find_defects(mask, levels)]
         facts = {"label": name, "score": answer.score, "width": width, "height": height}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Folder:
             system, path = self._at(name)
             with system.open_input_stream(path) as stream:
                 data: bytes = stream.read(MAX_BYTES + 1)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise ImageError(f"can't be read: {error}") from error
         if len(data) > MAX_BYTES:
             raise ImageError(f"over the limit of {MAX_BYTES // 1_000_000} MB; send one tile per image")
@@ -140,6 +141,8 @@ class Folder:
                 system.delete_file(path)
 
     def _at(self, name: str) -> tuple[fs.FileSystem, str]:
+        if name and posixpath.normpath(name) != name:  # a key may have it, but names another file elsewhere
+            raise pa.ArrowInvalid(f"empty part, . or .. in {name}")
         if self.is_local:
             system, root = fs.LocalFileSystem(), self.url
         else:

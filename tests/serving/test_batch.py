@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -82,7 +84,7 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def cluster(bucket: str) -> Iterator[str]:
-    """Address of a Ray with one CPU, which this process is connected to."""
+    """Address of a Ray with one CPU which this process is connected to."""
     import ray
 
     from serving.batch.job import connected
@@ -219,6 +221,8 @@ def test_tiles_and_results_in_an_object_store(
     _, local, files, _ = scored
     names = list(files)[:10]
     system, _ = fs.FileSystem.from_uri(bucket)
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    client.put_object(Bucket="tiles", Key="in/double//slash.png", Body=files[names[0]])
     for name in [*names, ".hidden/x.png", "out/y.png", "notes.txt"]:
         with system.open_output_stream(f"tiles/in/{name}") as stream:
             stream.write(files.get(name, b""))
@@ -227,14 +231,17 @@ def test_tiles_and_results_in_an_object_store(
             stream.write(path.read_bytes())
     out = f"{bucket}/in/out"
     arguments = [f"{bucket}/in", "--out", out, "--model", f"{bucket}/models"]
-    assert main(arguments) == 3
+    assert main(arguments) == 1
     table = pq.read_table("tiles/in/out/tiles", filesystem=system).sort_by("image")
-    assert table["image"].to_pylist() == sorted(names)
+    errors = dict(zip(*(table[name].to_pylist() for name in ("image", "error")), strict=True))
+    assert "empty part" in errors.pop("double//slash.png")
+    assert errors == dict.fromkeys(names)
+    client.delete_object(Bucket="tiles", Key="in/double//slash.png")
     for name in names:
         mask = system.open_input_stream(f"tiles/in/out/masks/{name}.png").read()
         assert mask == (local / "masks" / f"{name}.png").read_bytes()
     assert main(arguments) == 3
-    assert pq.read_table("tiles/in/out/tiles", filesystem=system).num_rows == len(names)
+    assert pq.read_table("tiles/in/out/tiles", filesystem=system).num_rows == len(errors) + 1
 
 
 def test_help_teaches_and_starts_neither_ray_nor_tensorflow() -> None:

@@ -148,6 +148,19 @@ def test_the_mask_of_a_tile_that_can_no_longer_be_used_goes(tmp_path: Path, serv
     assert not (tmp_path / "out/masks/a.png.png").exists()
 
 
+def test_a_name_too_long_for_a_mask_is_an_error_of_that_tile_alone(
+    tmp_path: Path, servable_path: Path
+) -> None:
+    [version] = servable_path.iterdir()
+    scorer = Scorer(version, Settings(Folder(str(tmp_path)), Folder(str(tmp_path / "out")), None, 8, 1))
+    long = f"{'x' * 251}.png"
+    for name in ("a.png", long):
+        (tmp_path / name).write_bytes(encoded(tile()))
+    good, bad = scorer(images("a.png", long)).to_pylist()
+    assert (tmp_path / "out" / good["mask"]).exists()
+    assert "too long" in bad["error"]
+
+
 def test_a_threshold_of_ones_own_gives_the_files_and_rows_of_the_client(
     tmp_path: Path, servable_path: Path, server_url: str
 ) -> None:
