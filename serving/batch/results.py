@@ -111,16 +111,17 @@ class Results:
             self._rows = pa.concat_tables([KNOWN.empty_table(), *map(self._read_known, parts)])
 
     def _replace(self, old: str | None, tiles: pa.Table, defects: pa.Table) -> None:
-        """Puts a new part into the place of an old one, or at the end."""
+        """Puts a new part, or none where it would be empty, into the place of an old one, or at the end."""
         part = secrets.token_hex(8)
-        for kind, table in ((DEFECTS, defects), (TILES, tiles)):
+        new = [part] if len(tiles) else []
+        for kind, table in ((DEFECTS, defects), (TILES, tiles)) if new else ():
             buffer = io.BytesIO()
             pq.write_table(table, buffer)
             self.folder.write(f"{kind}/{part}.parquet", buffer.getvalue())
         if self._read_manifest().get("owner") != self._owner:
-            self._remove(part)
+            self._remove(part)  # if it was written
             raise ServingError(f"another run has taken {self.folder.url} over; let it end")
-        self._write_manifest([*(one for one in self._parts if one != old), part])
+        self._write_manifest([*(one for one in self._parts if one != old), *new])
         known = tiles.select(KNOWN.names[:-1]).append_column(
             "part", pa.array([part] * len(tiles), pa.string())
         )

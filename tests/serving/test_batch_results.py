@@ -94,6 +94,16 @@ def test_what_has_left_the_source_stays_in_the_tables_but_is_not_counted(out: Pa
     assert names(out, "tiles") == ["a", "bb", "c"]
 
 
+def test_a_bad_file_that_is_done_again_and_again_leaves_no_empty_parts(out: Path) -> None:
+    for _ in range(3):
+        results = Results(Folder(str(out)), RUN)
+        results.begin(images("c"))
+        results.add(scored("c", error="damaged"))
+    assert len(json.loads((out / MANIFEST).read_text())["parts"]) == 2
+    assert len(list((out / "tiles").iterdir())) == len(list((out / "defects").iterdir())) == 2
+    assert names(out, "tiles") == ["a", "bb", "c"]
+
+
 def test_what_a_killed_run_left_without_naming_it_goes_and_nothing_else(out: Path) -> None:
     kept = {path.relative_to(out) for path in out.rglob("*")}
     for kind in ("tiles", "defects"):
