@@ -84,13 +84,15 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def cluster(bucket: str) -> Iterator[str]:
-    """Address of a Ray with one CPU which this process is connected to."""
+    """Address of a Ray with one CPU and, as it believes, a GPU, which this process is connected to."""
     import ray
 
     from serving.batch.job import connected
 
-    with connected(None, 1, 2**20):
-        yield ray.get_runtime_context().gcs_address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+        with connected(None, 1, 2**20):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,19 @@ def test_a_run_whose_driver_was_killed_is_completed_by_running_it_again(
     defects = rows(out, "defects")
     assert len(defects) == sum(row["defects"] for row in after.values())
     assert main([*arguments, "--exit-zero"]) == 0  # nothing is left to do
+
+
+def test_a_worker_on_a_gpu_runs_and_when_it_fails_the_reason_is_said(
+    cluster: str, servable_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles_in(tmp_path / "tiles", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/masks").write_bytes(b"a file where a folder is to be")
+    arguments = [str(tmp_path / "tiles"), "--out", str(tmp_path / "out"), "--model", str(servable_path)]
+    assert main([*arguments, "--gpus-per-worker", "1"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: a worker failed: can't write {tmp_path}/out/masks/")
+    assert error.endswith("; the same command goes on where it stopped")
 
 
 def test_tiles_and_results_in_an_object_store(
