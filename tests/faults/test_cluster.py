@@ -82,6 +82,25 @@ def test_a_run_ends_when_machines_die_again_and_again_and_nothing_is_done(
     assert added == names[:4]
 
 
+def test_a_worker_that_cannot_start_is_not_said_to_want_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from serving.batch import job
+    from serving.batch.storage import IMAGES
+
+    def fail(*_: object) -> Iterator[pa.Table]:
+        text = "Traceback:\nserving.errors.ServingError: no such model"
+        raise ray.exceptions.ActorDiedError(ray.exceptions.RayTaskError("f", text, ValueError()))
+        yield
+
+    monkeypatch.setattr(job, "_rows", fail)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    settings: Any = SimpleNamespace(threads=1)
+    images = pa.Table.from_pylist([{"image": "a.png"}], schema=IMAGES)
+    with pytest.raises(ServingError, match="a worker failed: no such model; the same command"):
+        list(job.score(images, {}, settings, None, workers=None, gpus=0, seconds=60))
+
+
 def test_workers_are_as_many_as_machines_have_room_for_and_none_waits_unsaid(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -244,7 +244,7 @@ def test_tiles_and_results_in_an_object_store(
     for path in (path for path in servable_path.rglob("*") if path.is_file()):
         with system.open_output_stream(f"tiles/models/{path.relative_to(servable_path)}") as stream:
             stream.write(path.read_bytes())
-    out = f"{bucket}/in/out"
+    out = f"{bucket}/in/%6Fut"  # "out" in another spelling
     arguments = [f"{bucket}/in", "--out", out, "--model", f"{bucket}/models"]
     assert main(arguments) == 1
     table = pq.read_table("tiles/in/out/tiles", filesystem=system).sort_by("image")
@@ -290,6 +290,7 @@ def test_what_cannot_be_is_one_line(
         "no such folder": [str(tmp_path / "nope"), "--out", str(tmp_path / "o"), *model],
         "would be among the tiles": [str(source), "--out", str(out.parent), *model],
         "can't use ftp://x": ["ftp://x", "--out", str(out), *model],
+        "leave out what begins with ?": [str(source), "--out", "s3://b/o?region=eu-west-1", *model],
         "Not a directory": [str(source), "--out", str(source / "text.png" / "o"), *model],
     }
     for text, arguments in cases.items():

@@ -146,6 +146,19 @@ def test_a_foreign_manifest_and_a_lost_part_are_refused(out: Path) -> None:
         Results(Folder(str(out)), RUN)
 
 
+def test_results_within_the_source_are_no_tiles_in_any_spelling(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    for name in ("a.png", "out/masks/a.png.png"):
+        (real / name).parent.mkdir(parents=True, exist_ok=True)
+        (real / name).write_bytes(b"")
+    for source, out in ((real, link), (link, real)):
+        found = Folder(str(source)).images(without=Folder(str(out / "out")))
+        assert found["image"].to_pylist() == ["a.png"]
+        assert Folder(str(out)).contains(Folder(str(source / "out")))
+    assert not Folder(str(real / "ou")).contains(Folder(str(real / "out")))
+
+
 def test_the_mask_of_a_tile_that_can_no_longer_be_used_goes(tmp_path: Path, servable_path: Path) -> None:
     [version] = servable_path.iterdir()
     scorer = Scorer(version, Settings(Folder(str(tmp_path)), Folder(str(tmp_path / "out")), None, 8, 1))
