@@ -77,8 +77,8 @@ def _tiles(images: Path | None, count: int) -> Iterator[bytes]:
 
 def _measure(done: Iterator[int], total: int) -> tuple[float, float, float]:
     """Seconds until the first tile is done; from half of them on, tiles a second and CPU seconds a tile."""
-    begin, count = time.perf_counter(), 0
-    start, half, since, cpu, used = 0.0, 0, 0.0, 0.0, 0.0
+    begin = now = time.perf_counter()
+    start, count, half, since, cpu, used = 0.0, 0, 0, 0.0, 0.0, 0.0
     for new in done:
         now = time.perf_counter()
         start = start or now - begin
@@ -87,7 +87,8 @@ def _measure(done: Iterator[int], total: int) -> tuple[float, float, float]:
             half, since, cpu = count, now, _cpu_seconds()
         elif count == total:  # while the processes are there
             used = _cpu_seconds() - cpu
-    return start, (count - half) / (time.perf_counter() - since), used / (count - half)
+    # Up to the last tile: after it, Ray or the server is shut down.
+    return start, (count - half) / (now - since), used / (count - half)
 
 
 def _cpu_seconds() -> float:

@@ -104,7 +104,10 @@ def _run(*command: str) -> None:
 def _make_workspace() -> None:
     """Brings the copy up to date, and keeps what earlier demos computed there."""
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    try:
+        names = subprocess.run(listing, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    except subprocess.CalledProcessError:
+        sys.exit(f"error: git can't list {ROOT}, see above; the demo needs a git clone of the project")
     kept = ("data/", "dvc.lock", "environment.txt", "results/")  # of the demo's own data
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file() and not name.startswith(kept):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import end_to_end, networks, pipeline, runtimes
+from benchmarks import batch, end_to_end, networks, pipeline, runtimes
 from benchmarks.in_process import InProcess
 from benchmarks.models import NAME, multiply_adds
 from stages.export import latest_version
@@ -65,6 +65,20 @@ def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.Ca
         assert float(re.findall(rf"^{name} +([\d.]+)", out, re.MULTILINE)[0]) > 0
     [first_written] = re.findall(r"RGB, all digits +([\d.]+)", out)
     assert float(first_written) > 32 * 32 * 3 * 5 / 1000
+
+
+def test_a_shutdown_after_the_last_tile_is_no_time_of_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def tiles() -> Iterator[int]:
+        for _ in range(4):
+            clock[0] += 1
+            yield 1
+        clock[0] += 100
+
+    monkeypatch.setattr(batch.time, "perf_counter", lambda: clock[0])
+    start, rate, _ = batch._measure(tiles(), 4)
+    assert (start, rate) == (1, 1)
 
 
 @pytest.mark.skipif(

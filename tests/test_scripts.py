@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scripts import demo
 from scripts.montage import montage
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,16 @@ def test_help_tells_what_a_command_does_and_runs_nothing(module: str, says: str,
     assert done.stdout.startswith(f"usage: python -m {module}")
     assert says in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_of_what_is_no_clone_says_so_after_the_reason_of_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(SystemExit, match="the demo needs a git clone"):
+        demo._make_workspace()
+    assert "not a git repository" in capfd.readouterr().err
 
 
 def test_an_argument_that_a_stage_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def batch_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("workers")
     add = group.add_argument
     add("--address", metavar="A", help="of a Ray cluster (RAY_ADDRESS; without one, this machine alone)")
-    add("--workers", type=counting, metavar="N", help="how many (as many as there are CPUs for at the start)")
+    add("--workers", type=counting, metavar="N", help="how many (as many as there is room for at the start)")
     add("--cpus-per-worker", type=counting, default=1, metavar="N", help="threads of each (%(default)s)")
     add("--gpus-per-worker", type=natural, default=0, metavar="N", help="GPUs of each (%(default)s)")
     add("--batch-size", type=counting, default=8, metavar="N", help="tiles at a time (%(default)s)")

@@ -30,7 +30,7 @@ def score_folder(options: argparse.Namespace) -> int:
         ServingError: the run can't go on; what is in the results stays.
     """
     source, out = Folder.of(options.source), Folder.of(options.out)
-    if out.contains(source.url):
+    if out.contains(source):
         raise ServingError(f"--out {out.url} would be among the tiles; name a folder for the results alone")
     model = ExportedModel.load(Folder.of(options.model), options.version)
     threshold = model.threshold if options.threshold is None else options.threshold
@@ -41,7 +41,7 @@ def score_folder(options: argparse.Namespace) -> int:
     if len(todo):
         results.begin(todo)
         _run_workers(options, source, out, model, results, todo, len(images))
-    counts = results.counts
+    counts = results.counts(images)  # what has left the source is in the tables alone
     tiles = counts["defect"] + counts["good"]
     sys.stdout.write(
         f"{tiles:,} tiles: {counts['defect']:,} with defects, {counts['good']:,} good; "

@@ -118,7 +118,7 @@ def score(
         files: of the model's version.
         settings: of the run; each worker gets as many CPUs as threads.
         results: to add to.
-        workers: how many; None for as many as there are CPUs for.
+        workers: how many; None for as many as there are CPUs and GPUs for.
         gpus: of each worker.
         seconds: from one part of the results to the next.
 
@@ -126,8 +126,15 @@ def score(
         Rows of `ROWS` as they come; with the next ones, or at the end, they are in the results.
 
     Raises:
-        ServingError: workers fail for a reason that no tile is to blame for.
+        ServingError: workers fail for a reason that no tile is to blame for, or no machine is large enough.
     """
+    if not _places(settings.threads, gpus):
+        lacking = f"Ray has no machine with {settings.threads} CPUs and {gpus} GPUs for a worker"
+        if workers is None:
+            raise ServingError(
+                f"{lacking}; take fewer --cpus-per-worker or --gpus-per-worker. With --workers it waits"
+            )
+        log.warning("%s; waiting for one", lacking)
     left = set(images["image"].to_pylist())
     waiting, since = [], time.monotonic()
     try:
@@ -140,20 +147,38 @@ def score(
                 results.add(pa.concat_tables(waiting))
                 waiting, since = [], time.monotonic()
             yield rows
-    except ray.exceptions.ActorDiedError as error:
-        raise ServingError(
-            f"{ATTEMPTS} workers died of the same {BLOCK} tiles or fewer, mostly for want of memory: use "
-            "fewer --workers or a smaller --batch-size; the same command goes on where it stopped"
-        ) from error
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        reason = str(cause).strip().splitlines()[-1]
-        raise ServingError(f"a worker failed: {reason}; the same command goes on where it stopped") from error
+        if isinstance(error, ray.exceptions.ActorDiedError) and "creation task" not in str(error):
+            reason = (
+                f"{ATTEMPTS} workers died of the same {BLOCK} tiles or fewer, mostly for want of memory: use "
+                "fewer --workers or a smaller --batch-size"
+            )
+        else:
+            reason = f"a worker failed: {_raised(error)}"
+        raise ServingError(f"{reason}; the same command goes on where it stopped") from error
     finally:
         if waiting:
             results.add(pa.concat_tables(waiting))
     if left:
         raise ServingError(f"{len(left):,} tiles got no result from Ray; run the same command again")
+
+
+def _places(cpus: int, gpus: int) -> int:
+    """Workers that the machines of the cluster have room for, as it is now."""
+    needs = {"CPU": cpus, "GPU": gpus}
+    return sum(
+        int(min(node["Resources"].get(name, 0) // need for name, need in needs.items() if need))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _raised(error: ray.exceptions.RayError) -> str:
+    """The line that says what a worker has raised."""
+    text = str(getattr(error, "cause", None) or error)
+    if isinstance(error, ray.exceptions.UserCodeException):  # ends with advice of Ray, whatever was raised
+        text = str(error).rpartition("The above exception was the direct cause")[0] or text
+    return text.strip().splitlines()[-1].removeprefix("serving.errors.ServingError: ")
 
 
 def _rows_of_all(
@@ -163,9 +188,9 @@ def _rows_of_all(
     left, failures = images, 0
     while True:
         done: set[str] = set()
-        available = max(1, int(ray.cluster_resources().get("CPU", 0) // settings.threads))
+        wanted = workers or max(1, _places(settings.threads, gpus))
         try:
-            for rows in _rows(left, files, settings, min(workers or available, len(left)), gpus):
+            for rows in _rows(left, files, settings, min(wanted, len(left)), gpus):
                 done.update(rows["image"].to_pylist())
                 yield rows
             return
@@ -193,7 +218,7 @@ def _rows(
         scored = data.map_batches(
             _Worker,
             fn_constructor_args=(ray.put(dict(files)), settings),
-            batch_size=None,
+            batch_size=size,  # a block; Ray wants a number where there are GPUs
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=settings.threads,

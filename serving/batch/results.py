@@ -46,16 +46,14 @@ class Results:
         self.folder = folder
         self._run = dict(run)
         self._owner = secrets.token_hex(4)
-        manifest = self._read_manifest()
-        self._parts: list[str] = manifest.get("parts", [])
-        if manifest:
-            self._refuse_others(manifest)
-        self._rows = pa.concat_tables([KNOWN.empty_table(), *map(self._read_known, self._parts)])
+        self._parts: list[str] = []
+        self._rows = KNOWN.empty_table()
+        self._load()
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images in all: `defect`, `good`, `error`."""
-        labels = pc.fill_null(self._rows["label"], "error")
+    def counts(self, images: pa.Table) -> dict[str, int]:
+        """How many of the images, rows of `IMAGES`, are `defect`, `good` or `error`."""
+        rows = self._rows.filter(pc.is_in(self._rows["image"], images["image"].combine_chunks()))
+        labels = pc.fill_null(rows["label"], "error")
         found = {row["values"]: row["counts"] for row in pc.value_counts(labels).to_pylist()}
         return {name: found.get(name, 0) for name in ("defect", "good", "error")}
 
@@ -69,7 +67,11 @@ class Results:
 
         Args:
             again: images that are to have no result; rows of `IMAGES`.
+
+        Raises:
+            ServingError: the folder can't be written, or has results of another run by now.
         """
+        self._load()  # another run may have replaced parts since
         self._write_manifest(self._parts)
         for kind in (TILES, DEFECTS):
             folder = Folder(f"{self.folder.url}/{kind}")
@@ -98,17 +100,28 @@ class Results:
         defects = defects.add_column(0, "image", rows["image"].take(pc.list_parent_indices(lists)))
         self._replace(None, self._with_constants(tiles), self._with_constants(defects))
 
+    def _load(self) -> None:
+        """Reads what the folder has, where it isn't what was read before."""
+        manifest = self._read_manifest()
+        if manifest:
+            self._refuse_others(manifest)
+        parts = manifest.get("parts", [])
+        if parts != self._parts:
+            self._parts = parts
+            self._rows = pa.concat_tables([KNOWN.empty_table(), *map(self._read_known, parts)])
+
     def _replace(self, old: str | None, tiles: pa.Table, defects: pa.Table) -> None:
-        """Puts a new part into the place of an old one, or at the end."""
+        """Puts a new part, or none where it would be empty, into the place of an old one, or at the end."""
         part = secrets.token_hex(8)
-        for kind, table in ((DEFECTS, defects), (TILES, tiles)):
+        new = [part] if len(tiles) else []
+        for kind, table in ((DEFECTS, defects), (TILES, tiles)) if new else ():
             buffer = io.BytesIO()
             pq.write_table(table, buffer)
             self.folder.write(f"{kind}/{part}.parquet", buffer.getvalue())
         if self._read_manifest().get("owner") != self._owner:
-            self._remove(part)
+            self._remove(part)  # if it was written
             raise ServingError(f"another run has taken {self.folder.url} over; let it end")
-        self._write_manifest([*(one for one in self._parts if one != old), part])
+        self._write_manifest([*(one for one in self._parts if one != old), *new])
         known = tiles.select(KNOWN.names[:-1]).append_column(
             "part", pa.array([part] * len(tiles), pa.string())
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from serving.batch.storage import IMAGES, Folder
 from serving.client.ordered import ordered_map
 from serving.client.tile import Tile
-from serving.errors import ImageError
+from serving.errors import ImageError, ServingError
 from serving.local.model import Model
 from serving.local.status import RequestError
 from serving.postprocessing import PNG_COMPRESSION, Defect, find_defects, label, mask_at
@@ -88,7 +90,9 @@ class Scorer:
         self._model = Model(version, threads=settings.threads)
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Scores images and writes their masks, in place of what an earlier, killed run may have written.
+        """Scores images and writes their masks, in place of those that an earlier run may have written.
+
+        An image that can't be used has no mask afterwards.
 
         Args:
             images: rows of `IMAGES`.
@@ -97,7 +101,7 @@ class Scorer:
             Rows of `ROWS`, in the same order.
 
         Raises:
-            ServingError: a mask can't be written.
+            ServingError: a mask can't be written, though its name is not too long.
             RequestError: the model fails on tiles that nothing is wrong with.
         """
         files = ordered_map(self._read, images.to_pylist(), READERS)
@@ -138,15 +142,22 @@ class Scorer:
 
     def _row(self, answered: tuple[dict[str, Any], _Answer]) -> dict[str, Any]:
         image, answer = answered
+        path = f"masks/{image['image']}.png"
         if answer.error:
+            with suppress(ServingError):  # where none can be written, there is none
+                self._settings.out.remove(path)
             return {**image, "error": answer.error}
         mask_file, name = answer.mask_file, answer.label
         mask, levels = pixels(answer.mask_file), pixels(answer.levels_file)
         if self._settings.threshold is not None:
             mask = mask_at(levels, self._settings.threshold)
             mask_file, name = _png(mask), label(mask)
-        path = f"masks/{image['image']}.png"
-        self._settings.out.write(path, mask_file)
+        try:
+            self._settings.out.write(path, mask_file)
+        except ServingError as error:
+            if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:
+                raise
+            return {**image, "error": str(error)}
         height, width = mask.shape
         defects = [_flat(defect) for defect in find_defects(mask, levels)]
         facts = {"label": name, "score": answer.score, "width": width, "height": height}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,13 @@ class Folder:
         """Makes one of what a user has written.
 
         Raises:
-            ServingError: the URL is none, or of a store that Arrow has no access to.
+            ServingError: the URL is none, has more than a path, or is of a store that Arrow has no access to.
         """
+        if "://" in place and ("?" in place or "#" in place):  # names are put behind it
+            raise ServingError(
+                f"can't use {place}: leave out what begins with ? or #; region and endpoint are set in the "
+                "environment (AWS_DEFAULT_REGION, AWS_ENDPOINT_URL)"
+            )
         folder = cls(place.rstrip("/") if "://" in place else os.path.abspath(place))
         with _explained("use", place):
             folder._at("")
@@ -51,9 +57,9 @@ class Folder:
     def is_local(self) -> bool:
         return "://" not in self.url
 
-    def contains(self, url: str) -> bool:
-        """Whether a folder or file is this folder, or lies in it."""
-        return f"{url}/".startswith(f"{self.url}/")
+    def contains(self, other: Folder) -> bool:
+        """Whether a folder is this folder, or lies in it, however the two are spelled."""
+        return f"{other._place}/".startswith(f"{self._place.rstrip('/')}/")
 
     def images(self, without: Folder) -> pa.Table:
         """Images in it and in all folders below it, sorted, but no hidden ones.
@@ -68,7 +74,8 @@ class Folder:
             ServingError: it can't be listed, or has no image.
         """
         with _explained("list", self.url):
-            rows = sorted(self._local_images(without) if self.is_local else self._remote_images(without))
+            skipped = os.path.relpath(without._place, self._place) if self.contains(without) else None
+            rows = sorted(self._local_images(skipped) if self.is_local else self._remote_images(skipped))
         if not rows:
             raise ServingError(f"no images in {self.url}")
         return pa.table(list(map(pa.array, zip(*rows, strict=True))), schema=IMAGES)
@@ -107,7 +114,7 @@ class Folder:
             system, path = self._at(name)
             with system.open_input_stream(path) as stream:
                 data: bytes = stream.read(MAX_BYTES + 1)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise ImageError(f"can't be read: {error}") from error
         if len(data) > MAX_BYTES:
             raise ImageError(f"over the limit of {MAX_BYTES // 1_000_000} MB; send one tile per image")
@@ -129,16 +136,27 @@ class Folder:
                     stream.write(data)
 
     def remove(self, name: str) -> None:
-        """Removes a file of a relative path.
+        """Removes a file of a relative path, if it is there.
 
         Raises:
             ServingError: it can't be removed.
         """
         with _explained("remove", f"{self.url}/{name}"):
             system, path = self._at(name)
-            system.delete_file(path)
+            with suppress(FileNotFoundError):
+                system.delete_file(path)
+
+    @property
+    def _place(self) -> str:
+        """The same for each spelling of the folder, with links or escapes."""
+        system, path = self._at("")
+        return (
+            os.path.realpath(path or "/") if system.type_name == "local" else f"{system.type_name}://{path}"
+        )
 
     def _at(self, name: str) -> tuple[fs.FileSystem, str]:
+        if name and posixpath.normpath(name) != name:  # a key may have it, but names another file elsewhere
+            raise pa.ArrowInvalid(f"empty part, . or .. in {name}")
         if self.is_local:
             system, root = fs.LocalFileSystem(), self.url
         else:
@@ -154,17 +172,18 @@ class Folder:
         path: str = info.path
         return path[len(self._at("")[1]) + 1 :]
 
-    def _remote_images(self, without: Folder) -> Iterator[tuple[str, int, int]]:
+    def _remote_images(self, skipped: str | None) -> Iterator[tuple[str, int, int]]:
         for info in self._walk(allow_not_found=False):
             name = self._relative(info)
             is_hidden = any(part.startswith(".") for part in name.split("/"))
-            if is_image(Path(name)) and not (is_hidden or without.contains(f"{self.url}/{name}")):
+            is_result = skipped is not None and name.startswith(f"{skipped}/")
+            if is_image(Path(name)) and not (is_hidden or is_result):
                 yield name, info.size, info.mtime_ns
 
-    def _local_images(self, without: Folder) -> Iterator[tuple[str, int, int]]:
+    def _local_images(self, skipped: str | None) -> Iterator[tuple[str, int, int]]:
         if not os.path.isdir(self.url):
             raise NotADirectoryError(0, "no such folder")
-        for path in images_below(Path(self.url), Path(without.url) if without.is_local else None):
+        for path in images_below(Path(self.url), None if skipped is None else Path(self.url, skipped)):
             # A name that is no UTF-8 names no file then, which the worker will say of it.
             name = os.fsencode(path.relative_to(self.url)).decode("utf-8", errors="backslashreplace")
             try:

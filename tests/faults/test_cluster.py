@@ -72,7 +72,7 @@ def test_a_run_ends_when_machines_die_again_and_again_and_nothing_is_done(
 
     monkeypatch.setattr(job, "_rows", rows_until_it_dies)
     monkeypatch.setattr(job, "PAUSE", 0.0)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     results: Any = SimpleNamespace(add=lambda table: added.extend(table["image"].to_pylist()))
     settings: Any = SimpleNamespace(threads=1)
     images = pa.Table.from_pylist([{"image": name} for name in names], schema=IMAGES)
@@ -80,6 +80,57 @@ def test_a_run_ends_when_machines_die_again_and_again_and_nothing_is_done(
         list(job.score(images, {}, settings, results, workers=None, gpus=0, seconds=60))
     assert given == [names, names[2:], *[names[4:]] * (job.ATTEMPTS - 1)]
     assert added == names[:4]
+
+
+def test_a_worker_that_cannot_start_is_not_said_to_want_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from serving.batch import job
+    from serving.batch.storage import IMAGES
+
+    def fail(*_: object) -> Iterator[pa.Table]:
+        text = "Traceback:\nserving.errors.ServingError: no such model"
+        raise ray.exceptions.ActorDiedError(ray.exceptions.RayTaskError("f", text, ValueError()))
+        yield
+
+    monkeypatch.setattr(job, "_rows", fail)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    settings: Any = SimpleNamespace(threads=1)
+    images = pa.Table.from_pylist([{"image": "a.png"}], schema=IMAGES)
+    with pytest.raises(ServingError, match="a worker failed: no such model; the same command"):
+        list(job.score(images, {}, settings, None, workers=None, gpus=0, seconds=60))
+
+
+def test_workers_are_as_many_as_machines_have_room_for_and_none_waits_unsaid(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    from serving.batch import job
+    from serving.batch.storage import IMAGES
+
+    nodes = [(True, {"CPU": 3.0, "GPU": 1.0}), (True, {"CPU": 5.0}), (True, {}), (False, {"CPU": 64.0})]
+    images = pa.Table.from_pylist([{"image": f"{number}.png"} for number in range(99)], schema=IMAGES)
+    given: list[int] = []
+
+    def note(left: pa.Table, _: object, __: object, workers: int, ___: int) -> Iterator[pa.Table]:
+        given.append(workers)
+        yield left
+
+    def score(threads: int, gpus: int, workers: int | None = None) -> int:
+        results: Any = SimpleNamespace(add=lambda table: None)
+        settings: Any = SimpleNamespace(threads=threads)
+        list(job.score(images, {}, settings, results, workers=workers, gpus=gpus, seconds=60))
+        return given.pop()
+
+    monkeypatch.setattr(job, "_rows", note)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": alive, "Resources": has} for alive, has in nodes])
+    assert [score(1, 0), score(2, 0), score(4, 0), score(1, 1)] == [8, 3, 1, 1]
+    with pytest.raises(ServingError, match=r"no machine with 6 CPUs and 0 GPUs .* take fewer"):
+        score(6, 0)
+    assert not caplog.text
+    assert score(1, 2, workers=4) == 4
+    assert "no machine with 1 CPUs and 2 GPUs for a worker; waiting for one" in caplog.text
 
 
 @pytest.mark.parametrize(

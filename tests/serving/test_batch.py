@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -82,13 +84,15 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def cluster(bucket: str) -> Iterator[str]:
-    """Address of a Ray with one CPU, which this process is connected to."""
+    """Address of a Ray with one CPU and, as it believes, a GPU, which this process is connected to."""
     import ray
 
     from serving.batch.job import connected
 
-    with connected(None, 1, 2**20):
-        yield ray.get_runtime_context().gcs_address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+        with connected(None, 1, 2**20):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")
@@ -213,28 +217,46 @@ def test_a_run_whose_driver_was_killed_is_completed_by_running_it_again(
     assert main([*arguments, "--exit-zero"]) == 0  # nothing is left to do
 
 
+def test_a_worker_on_a_gpu_runs_and_when_it_fails_the_reason_is_said(
+    cluster: str, servable_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles_in(tmp_path / "tiles", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/masks").write_bytes(b"a file where a folder is to be")
+    arguments = [str(tmp_path / "tiles"), "--out", str(tmp_path / "out"), "--model", str(servable_path)]
+    assert main([*arguments, "--gpus-per-worker", "1"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: a worker failed: can't write {tmp_path}/out/masks/")
+    assert error.endswith("; the same command goes on where it stopped")
+
+
 def test_tiles_and_results_in_an_object_store(
     cluster: str, bucket: str, servable_path: Path, scored: Scored
 ) -> None:
     _, local, files, _ = scored
     names = list(files)[:10]
     system, _ = fs.FileSystem.from_uri(bucket)
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    client.put_object(Bucket="tiles", Key="in/double//slash.png", Body=files[names[0]])
     for name in [*names, ".hidden/x.png", "out/y.png", "notes.txt"]:
         with system.open_output_stream(f"tiles/in/{name}") as stream:
             stream.write(files.get(name, b""))
     for path in (path for path in servable_path.rglob("*") if path.is_file()):
         with system.open_output_stream(f"tiles/models/{path.relative_to(servable_path)}") as stream:
             stream.write(path.read_bytes())
-    out = f"{bucket}/in/out"
+    out = f"{bucket}/in/%6Fut"  # "out" in another spelling
     arguments = [f"{bucket}/in", "--out", out, "--model", f"{bucket}/models"]
-    assert main(arguments) == 3
+    assert main(arguments) == 1
     table = pq.read_table("tiles/in/out/tiles", filesystem=system).sort_by("image")
-    assert table["image"].to_pylist() == sorted(names)
+    errors = dict(zip(*(table[name].to_pylist() for name in ("image", "error")), strict=True))
+    assert "empty part" in errors.pop("double//slash.png")
+    assert errors == dict.fromkeys(names)
+    client.delete_object(Bucket="tiles", Key="in/double//slash.png")
     for name in names:
         mask = system.open_input_stream(f"tiles/in/out/masks/{name}.png").read()
         assert mask == (local / "masks" / f"{name}.png").read_bytes()
     assert main(arguments) == 3
-    assert pq.read_table("tiles/in/out/tiles", filesystem=system).num_rows == len(names)
+    assert pq.read_table("tiles/in/out/tiles", filesystem=system).num_rows == len(errors) + 1
 
 
 def test_help_teaches_and_starts_neither_ray_nor_tensorflow() -> None:
@@ -268,6 +290,7 @@ def test_what_cannot_be_is_one_line(
         "no such folder": [str(tmp_path / "nope"), "--out", str(tmp_path / "o"), *model],
         "would be among the tiles": [str(source), "--out", str(out.parent), *model],
         "can't use ftp://x": ["ftp://x", "--out", str(out), *model],
+        "leave out what begins with ?": [str(source), "--out", "s3://b/o?region=eu-west-1", *model],
         "Not a directory": [str(source), "--out", str(source / "text.png" / "o"), *model],
     }
     for text, arguments in cases.items():

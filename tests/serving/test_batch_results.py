@@ -66,7 +66,7 @@ def out(tmp_path: Path) -> Path:
 
 def test_the_next_run_knows_what_is_done(out: Path) -> None:
     results = Results(Folder(str(out)), RUN)
-    assert results.counts == {"defect": 2, "good": 0, "error": 1}
+    assert results.counts(images("a", "bb", "c")) == {"defect": 2, "good": 0, "error": 1}
     todo = results.left_to_do(pa.concat_tables([images("a", "c", "d"), images("bb", modified=2)]))
     assert todo["image"].to_pylist() == ["bb", "c", "d"]
     assert names(out, "tiles") == ["a", "bb", "c"]
@@ -83,7 +83,25 @@ def test_what_is_done_again_has_one_result(out: Path) -> None:
     results.add(scored("bb", "c", modified=2))
     assert names(out, "tiles") == ["a", "bb", "c"]
     assert names(out, "defects") == ["a", "bb", "bb", "c"]
-    assert results.counts == Results(Folder(str(out)), RUN).counts == {"defect": 3, "good": 0, "error": 0}
+    for one in (results, Results(Folder(str(out)), RUN)):
+        assert one.counts(images("a", "bb", "c")) == {"defect": 3, "good": 0, "error": 0}
+
+
+def test_what_has_left_the_source_stays_in_the_tables_but_is_not_counted(out: Path) -> None:
+    results = Results(Folder(str(out)), RUN)
+    results.begin(images("d"))
+    assert results.counts(images("bb", "d")) == {"defect": 1, "good": 0, "error": 0}
+    assert names(out, "tiles") == ["a", "bb", "c"]
+
+
+def test_a_bad_file_that_is_done_again_and_again_leaves_no_empty_parts(out: Path) -> None:
+    for _ in range(3):
+        results = Results(Folder(str(out)), RUN)
+        results.begin(images("c"))
+        results.add(scored("c", error="damaged"))
+    assert len(json.loads((out / MANIFEST).read_text())["parts"]) == 2
+    assert len(list((out / "tiles").iterdir())) == len(list((out / "defects").iterdir())) == 2
+    assert names(out, "tiles") == ["a", "bb", "c"]
 
 
 def test_what_a_killed_run_left_without_naming_it_goes_and_nothing_else(out: Path) -> None:
@@ -97,13 +115,19 @@ def test_what_a_killed_run_left_without_naming_it_goes_and_nothing_else(out: Pat
 
 
 def test_a_run_that_another_has_taken_over_from_adds_nothing(out: Path) -> None:
+    rows = pa.concat_tables([scored("e"), scored("f", error="damaged")])
+    results = Results(Folder(str(out)), RUN)
+    results.begin(images())
+    results.add(rows)
     first, second = Results(Folder(str(out)), RUN), Results(Folder(str(out)), RUN)
-    first.begin(images())
-    second.begin(images())
+    again = images("c", "d", "f")
+    first.begin(again)  # puts new parts into the place of those that the second has read
+    second.begin(again)
     with pytest.raises(ServingError, match=r"another run has taken .* over"):
         first.add(scored("d"))
-    second.add(scored("d"))
-    assert names(out, "tiles") == ["a", "bb", "c", "d"]
+    second.add(scored("c", "d", "f"))
+    assert names(out, "tiles") == ["a", "bb", "c", "d", "e", "f"]
+    Results(Folder(str(out)), RUN)  # no part is missing
 
 
 @pytest.mark.parametrize(("name", "value"), [("version", 8), ("threshold", 0.6), ("source", "other")])
@@ -120,6 +144,44 @@ def test_a_foreign_manifest_and_a_lost_part_are_refused(out: Path) -> None:
     (out / MANIFEST).write_text('{"parts": 1}')
     with pytest.raises(ServingError, match="none of this program's"):
         Results(Folder(str(out)), RUN)
+
+
+def test_results_within_the_source_are_no_tiles_in_any_spelling(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    for name in ("a.png", "out/masks/a.png.png"):
+        (real / name).parent.mkdir(parents=True, exist_ok=True)
+        (real / name).write_bytes(b"")
+    for source, out in ((real, link), (link, real)):
+        found = Folder(str(source)).images(without=Folder(str(out / "out")))
+        assert found["image"].to_pylist() == ["a.png"]
+        assert Folder(str(out)).contains(Folder(str(source / "out")))
+    assert not Folder(str(real / "ou")).contains(Folder(str(real / "out")))
+
+
+def test_the_mask_of_a_tile_that_can_no_longer_be_used_goes(tmp_path: Path, servable_path: Path) -> None:
+    [version] = servable_path.iterdir()
+    scorer = Scorer(version, Settings(Folder(str(tmp_path)), Folder(str(tmp_path / "out")), None, 8, 1))
+    (tmp_path / "a.png").write_bytes(encoded(tile()))
+    [row] = scorer(images("a.png")).to_pylist()
+    assert (tmp_path / "out" / row["mask"]).exists()
+    (tmp_path / "a.png").write_bytes(b"no image")
+    [row] = scorer(images("a.png")).to_pylist()
+    assert "not an image" in row["error"]
+    assert not (tmp_path / "out/masks/a.png.png").exists()
+
+
+def test_a_name_too_long_for_a_mask_is_an_error_of_that_tile_alone(
+    tmp_path: Path, servable_path: Path
+) -> None:
+    [version] = servable_path.iterdir()
+    scorer = Scorer(version, Settings(Folder(str(tmp_path)), Folder(str(tmp_path / "out")), None, 8, 1))
+    long = f"{'x' * 251}.png"
+    for name in ("a.png", long):
+        (tmp_path / name).write_bytes(encoded(tile()))
+    good, bad = scorer(images("a.png", long)).to_pylist()
+    assert (tmp_path / "out" / good["mask"]).exists()
+    assert "too long" in bad["error"]
 
 
 def test_a_threshold_of_ones_own_gives_the_files_and_rows_of_the_client(
