@@ -150,7 +150,7 @@ def _server_options() -> argparse.ArgumentParser:
         type=natural,
         default=3,
         metavar="N",
-        help="after connection errors and 503 (%(default)s)",
+        help="after connection errors, 429 and 503 (%(default)s)",
     )
     return parser
 

@@ -55,7 +55,7 @@ class RestTransport:
     Args:
         url: of the server; `http://` is put before it if it has no scheme.
         timeout: seconds to wait for an answer.
-        retries: further tries after connection errors and 503, for GET and POST.
+        retries: further tries after connection errors, 429 and 503, for GET and POST.
         api_key: sent as a bearer token.
         ca_file: certificates (PEM) to trust instead of the usual ones.
         session: your own, for instance with other credentials.
@@ -85,7 +85,7 @@ class RestTransport:
             self.session.trust_env = False  # a proxy for the web must not get what is meant for this machine
         retry = _Retry(
             total=retries,
-            status_forcelist=[rest.BUSY],
+            status_forcelist=rest.BUSY,
             allowed_methods=None,  # a prediction changes nothing, so that POST can be repeated
             backoff_factor=rest.BACKOFF,
             backoff_max=rest.LONGEST_PAUSE,

@@ -229,17 +229,18 @@ def test_a_server_that_is_down_names_the_address_and_the_remedy() -> None:
         TileClient(url, retries=0).predict(tile())
 
 
-def test_503_is_tried_again() -> None:
-    answers = [(503, b"{}"), (503, b"{}"), (200, segment_answer(tile()))]
+def test_429_and_503_are_tried_again() -> None:
+    answers = [(429, b"{}"), (503, b"{}"), (200, segment_answer(tile()))]
     with scripted_server(lambda path: answers.pop(0)) as url:
         assert TileClient(url, retries=2).predict(tile()).label == "good"
     assert not answers
 
 
-def test_503_for_ever_is_unavailable() -> None:
+@pytest.mark.parametrize("status", [408, 429, 499, 502, 503, 504])
+def test_a_server_that_could_answer_later_is_unavailable(status: int) -> None:
     with (
-        scripted_server(lambda path: (503, b'{"error": "busy"}')) as url,
-        pytest.raises(ServerUnavailable, match="503: busy"),
+        scripted_server(lambda path: (status, b'{"error": "busy"}')) as url,
+        pytest.raises(ServerUnavailable, match=f"{status}: busy.*try again later"),
     ):
         TileClient(url, retries=1).predict(tile())
 
