@@ -90,6 +90,7 @@ class RestTransport:
             backoff_factor=rest.BACKOFF,
             backoff_max=rest.LONGEST_PAUSE,
             raise_on_status=False,
+            respect_retry_after_header=False,  # up to hours, without a word
         )
         self.session.mount(self.url, HTTPAdapter(pool_maxsize=POOL_SIZE, max_retries=retry))
 
