@@ -87,12 +87,14 @@ def images_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
         folder: to search.
         without: a folder that is left out.
     """
-    skipped = None if without is None else os.path.abspath(without)
+    skipped = None if without is None else os.path.realpath(without)
+    if os.path.realpath(folder) == skipped:
+        return
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.abspath(os.path.join(parent, name)) != skipped
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != skipped
         )
         for name in sorted(files):
             path = Path(parent, name)
@@ -117,7 +119,7 @@ def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Pa
                 # Folders that ** matches bring nothing that it does not match itself.
                 if not match.is_dir():
                     yield match, _below(match, argument), ""
-                elif "**" not in argument:
+                elif "**" not in argument and not (without and match.resolve() == without.resolve()):
                     yield from _folder(match, without)
         elif path.is_dir():
             yield from _folder(path, without)

@@ -107,7 +107,7 @@ class Arrivals:
     def _is_ours(self, path: Path) -> bool:
         """Whether a path is neither hidden nor one of the results."""
         hidden = any(part.startswith(".") for part in path.relative_to(self._folder).parts)
-        return not hidden and not (self._without and path.absolute().is_relative_to(self._without.absolute()))
+        return not hidden and not (self._without and path.resolve().is_relative_to(self._without.resolve()))
 
     def _take(self, paths: Iterable[Path]) -> None:
         for path in paths:

@@ -368,8 +368,9 @@ def test_an_empty_or_unreadable_file_is_given_time(tmp_path: Path, arrivals: Arr
 
 
 def test_what_is_hidden_or_no_image_or_a_result_is_left_alone(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arrivals = Arrivals(tmp_path, lambda path, stamp: False, without=out)
+    link = tmp_path / ".link"
+    link.symlink_to(tmp_path)
+    arrivals = Arrivals(tmp_path, lambda path, stamp: False, without=link / "out")
     for name in (".a.png", "a.txt", ".hidden/b.png", "out/c_mask.png", "sub/d.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
