@@ -123,6 +123,10 @@ class Job:
             if self._stamp(one.path) != stamp:
                 raise ImageError("changed while it was read; run it again when it is written")
             prediction, pinned = self._predict(tile)
+            facts = as_json(prediction, self._mm_per_pixel)
+            facts |= {"version": pinned.version, "threshold": pinned.threshold}
+            if self._results:
+                facts |= write_pictures(tile, prediction, self._results.folder, one.name)
         except (ImageError, RequestRefused) as error:
             return Outcome(
                 one,
@@ -132,10 +136,6 @@ class Job:
                 is_unreadable=isinstance(error, ImageError),
                 may_pass=isinstance(error, Refused) and error.status >= 500,
             )
-        facts = as_json(prediction, self._mm_per_pixel)
-        facts |= {"version": pinned.version, "threshold": pinned.threshold}
-        if self._results:
-            facts |= write_pictures(tile, prediction, self._results.folder, one.name)
         return Outcome(one, facts=facts, stamp=stamp, settings=self._settings(pinned))
 
     def record(self, outcome: Outcome) -> None:
