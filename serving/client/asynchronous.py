@@ -168,6 +168,8 @@ class AsyncTileClient:
             raise rest.unavailable(self.url, rest.reason(error)) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(f"can't ask {self.url}: {rest.clip(str(error))}") from error
+        if response.history and response.request.method != request.method:
+            raise rest.moved(self.url, str(response.url), request.path)
         return await asyncio.to_thread(
             rest.read, call, self.url, response.status_code, response.reason_phrase, response.content
         )

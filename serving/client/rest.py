@@ -21,6 +21,7 @@ __all__ = [
     "Request",
     "clip",
     "late",
+    "moved",
     "pauses",
     "read",
     "reason",
@@ -134,6 +135,14 @@ def late(url: str, timeout: float) -> ServerUnavailable:
     """The error of a server that takes too long."""
     return ServerUnavailable(
         f"{url} gave no answer within {timeout:g} s; is it overloaded? A longer --timeout may help"
+    )
+
+
+def moved(url: str, target: str, path: str) -> ServerError:
+    """The error of a redirect that turned POST into GET, so that the request was lost."""
+    return ServerError(
+        f"{url} sends requests on to {target}, on which way their body is lost; "
+        f"name that server itself: --url {target.removesuffix(path)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -76,6 +77,7 @@ class RestTransport:
     ) -> None:
         self.url = rest.with_scheme(url)
         self.timeout = timeout
+        self._retries = retries
         self._authorization = access.authorization(self.url, api_key)
         if ca_file is not None:
             access.trust(ca_file)
@@ -97,27 +99,42 @@ class RestTransport:
     def ask(self, call: Call) -> Answer | Refused:
         request = rest.write(call)
         try:
-            response = self.session.request(
-                request.method,
-                self.url + request.path,
-                data=request.body,
-                headers={"Content-Type": "application/json"} if request.body else None,
-                auth=self._authorize if self._authorization else None,
-                verify=self._ca_file,
-                timeout=(min(rest.CONNECT_TIMEOUT, self.timeout), self.timeout),
-            )
+            response = self._send(request)
         except requests.ConnectTimeout as error:
             raise rest.unavailable(self.url, "no connection in time") from error
         except requests.Timeout as error:
             raise rest.late(self.url, self.timeout) from error
-        except requests.ConnectionError as error:
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            if error.args and isinstance(error.args[0], ReadTimeoutError):  # in the middle of the answer
+                raise rest.late(self.url, self.timeout) from error
             raise rest.unavailable(self.url, rest.reason(error)) from error
         except (requests.RequestException, ValueError) as error:
             raise ServerError(f"can't ask {self.url}: {rest.clip(str(error))}") from error
+        if response.history and response.request.method != request.method:
+            raise rest.moved(self.url, response.url, request.path)
         return rest.read(call, self.url, response.status_code, response.reason, response.content)
 
     def close(self) -> None:
         self.session.close()
+
+    def _send(self, request: rest.Request) -> requests.Response:
+        """Sends a request, and again if its answer broke off, which urllib3 does not look at."""
+        pauses = rest.pauses(self._retries)
+        while True:
+            try:
+                return self.session.request(
+                    request.method,
+                    self.url + request.path,
+                    data=request.body,
+                    headers={"Content-Type": "application/json"} if request.body else None,
+                    auth=self._authorize if self._authorization else None,
+                    verify=self._ca_file,
+                    timeout=(min(rest.CONNECT_TIMEOUT, self.timeout), self.timeout),
+                )
+            except requests.exceptions.ChunkedEncodingError:
+                if (pause := next(pauses, None)) is None:
+                    raise
+            time.sleep(pause)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Adds the key; were it a plain header, one of ~/.netrc would take its place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -214,6 +215,55 @@ def test_async_tries_429_and_503_again_but_not_what_is_late() -> None:
             run_async(url, "predict", tile(), timeout=0.2)
         late.set()
     assert len(seen) == 1
+
+
+BOTH = pytest.mark.parametrize("ask", [run, run_async], ids=["blocking", "async"])
+CUT = {"Content-Length": "100000"}
+
+
+@BOTH
+def test_an_answer_that_breaks_off_is_asked_for_again(ask: Ask) -> None:
+    answers = [(200, segment_answer(tile())), (200, b'{"pred', CUT), (200, b'{"pred', CUT)]
+    with scripted_server(lambda path: answers.pop()) as url:
+        assert ask(url, "predict", tile(), retries=2).label == "good"
+    assert not answers
+    with (
+        scripted_server(lambda path: (200, b'{"pred', CUT)) as url,
+        pytest.raises(ServerUnavailable, match="the connection broke"),
+    ):
+        ask(url, "predict", tile(), retries=1)
+
+
+@BOTH
+def test_an_answer_that_stops_in_its_middle_is_late(ask: Ask) -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+                over.wait(10)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ServerUnavailable, match=r"no answer within 0.2 s"):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}", "predict", tile(), timeout=0.2)
+        over.set()
+        thread.join()
+
+
+@BOTH
+def test_a_redirect_that_loses_the_request_names_the_url_to_use(ask: Ask) -> None:
+    def answer(path: str) -> tuple[int, bytes, dict[str, str]]:
+        return (200, b"{}", {}) if path.startswith("/there") else (302, b"", {"Location": f"/there{path}"})
+
+    with (
+        scripted_server(answer) as url,
+        pytest.raises(ServerError, match=f"name that server itself: --url {url}/there$"),
+    ):
+        ask(url, "predict", tile())
 
 
 def test_an_async_client_leaves_the_event_loop_free(server_url: str) -> None:
