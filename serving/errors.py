@@ -4,7 +4,8 @@ ServingError
 ├── ConfigError       a configuration file can't be used, or what is to be written there
 ├── ImageError        this one image can't be used; others can
 └── ServerError       the server can't be reached, or refuses
-    ├── ServerUnavailable   no connection, time-out, or 503 after all retries
+    ├── ServerUnavailable   no connection, or no answer in time
+    │   └── ServerBusy      429, 502, 503 or 504 after all retries
     ├── ModelNotFound       wrong model name, version or signature
     └── RequestRefused      any other answer that is not a result
 """
@@ -16,6 +17,7 @@ __all__ = [
     "ImageError",
     "ModelNotFound",
     "RequestRefused",
+    "ServerBusy",
     "ServerError",
     "ServerUnavailable",
     "ServingError",
@@ -39,7 +41,11 @@ class ServerError(ServingError):
 
 
 class ServerUnavailable(ServerError):
-    """No connection, a time-out, or 503 after all retries."""
+    """No connection, no answer in time, or a server that is too busy."""
+
+
+class ServerBusy(ServerUnavailable):
+    """The server, or what stands before it, says that it can't answer now: 429, 502, 503 or 504."""
 
 
 class ModelNotFound(ServerError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from serving.errors import ImageError
 
@@ -53,6 +53,17 @@ PNG_BIT_DEPTH = 24
 
 MIN_SIDE = 8
 """Images with a shorter side are refused: nothing on them could be a tile."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 
 # The limit above is ours, stricter than Pillow's, and checked first.
 Image.MAX_IMAGE_PIXELS = None
@@ -140,7 +151,10 @@ def to_gray(image: Image.Image) -> NDArray[np.uint8]:
     Raises:
         ImageError: if its mode has no grey levels of a known range.
     """
-    upright = ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+    image.load()  # turns a TIFF, which then says no more that it has to be turned
+    turn = UPRIGHT.get(orientation(image))
+    # Not ImageOps.exif_transpose: it writes all EXIF data anew, and stumbles over what it could read.
+    upright = image if turn is None else image.transpose(turn)
     if upright.mode == "F":
         raise ImageError("grey levels as floating point have no fixed range; save it with 8 or 16 bits")
     if upright.mode.startswith("I"):

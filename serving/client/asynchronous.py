@@ -53,7 +53,7 @@ class AsyncTileClient:
         signature: `segment`, or one that takes and gives tensors, as `serving_default` does.
         threshold: probability that makes a defect, above 0 and at most 1, instead of the model's own.
         timeout: seconds to wait for an answer.
-        retries: further tries, with growing waits, after connection errors and 503.
+        retries: further tries, with growing waits, after connection errors, 429 and 503.
         api_key: see `TileClient`.
         ca_file: see `TileClient`; a session of your own brings its own.
         session: your own `httpx.AsyncClient`, for instance with other credentials.
@@ -168,6 +168,8 @@ class AsyncTileClient:
             raise rest.unavailable(self.url, rest.reason(error)) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(f"can't ask {self.url}: {rest.clip(str(error))}") from error
+        if response.history and response.request.method != request.method:
+            raise rest.moved(self.url, str(response.url), request.path)
         return await asyncio.to_thread(
             rest.read, call, self.url, response.status_code, response.reason_phrase, response.content
         )
@@ -188,7 +190,7 @@ class AsyncTileClient:
                     headers=headers,
                     timeout=self._timeout,
                 )
-                if response.status_code != rest.BUSY or pause is None:
+                if response.status_code not in rest.BUSY or pause is None:
                     return response
             except (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError):
                 if pause is None:

@@ -43,7 +43,7 @@ class TileClient:
         signature: `segment`, or one that takes and gives tensors, as `serving_default` does.
         threshold: probability that makes a defect, above 0 and at most 1, instead of the model's own.
         timeout: seconds to wait for an answer.
-        retries: further tries, with growing waits, after connection errors and 503.
+        retries: further tries, with growing waits, after connection errors, 429 and 503.
         api_key: that a proxy before the server asks for; sent as `Authorization: Bearer KEY`.
         ca_file: certificates (PEM) to trust instead of the usual ones, as for a CA of your own.
         session: your own `requests.Session`, for instance with other credentials; HTTP only.

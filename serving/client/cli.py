@@ -118,6 +118,12 @@ def _check_predict(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("predict: name images, or a folder to --watch")
     if options.watch is not None and (options.out is None or options.force):
         parser.error("predict: --watch needs --out, which remembers what is done, and goes without --force")
+    sources = options.images if options.watch is None else [options.watch]
+    if options.out and any(os.path.realpath(source) == os.path.realpath(options.out) for source in sources):
+        parser.error(
+            f"predict: --out is {options.out} too, where results would be taken for images and overwrite "
+            f"them; name another folder, such as {options.out / 'results'}"
+        )
     if options.force and options.out is None:
         parser.error("predict: --force says to ignore what is done in --out, so it needs --out")
 
@@ -150,7 +156,7 @@ def _server_options() -> argparse.ArgumentParser:
         type=natural,
         default=3,
         metavar="N",
-        help="after connection errors and 503 (%(default)s)",
+        help="after connection errors, 429 and 503 (%(default)s)",
     )
     return parser
 

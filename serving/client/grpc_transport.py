@@ -36,10 +36,13 @@ __all__ = ["GrpcTransport"]
 
 HTTP_STATUS = {
     grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.DATA_LOSS: 500,
 }
 """As TensorFlow Serving's REST API has them; all others are 400."""
 
@@ -53,7 +56,7 @@ class GrpcTransport:
     Args:
         url: `grpc://host:port`, or `grpcs://host:port` for TLS.
         timeout: seconds to wait for an answer.
-        retries: further tries after connection errors; gRPC makes at most 4.
+        retries: further tries after connection errors and where the server is busy; gRPC makes at most 4.
         api_key: sent as a bearer token.
         ca_file: certificates (PEM) to trust instead of the usual ones.
 
@@ -138,7 +141,9 @@ class GrpcTransport:
             raise rest.late(self.url, self.timeout) from error
         if code == grpc.StatusCode.CANCELLED:
             raise ServerUnavailable(f"{self.url} broke off ({said}); try again later") from error
-        return rest.refused(self.url, f"{code.name}: {said}", HTTP_STATUS.get(code, 400))
+        is_too_large = code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in said
+        status = 413 if is_too_large else HTTP_STATUS.get(code, 400)
+        return rest.refused(self.url, f"{code.name}: {said}", status)
 
 
 def _certificates(ca_file: str | os.PathLike[str] | None) -> bytes | None:
@@ -154,7 +159,7 @@ def _options(host: str, retries: int) -> list[tuple[str, Any]]:
         "initialBackoff": f"{2 * rest.BACKOFF}s",
         "maxBackoff": f"{rest.LONGEST_PAUSE}s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
     }
     methods = [{"name": [{}], "retryPolicy": policy}] if retries else []
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff")
 ) | {".webp"}
 """What is taken out of a folder; a file that is named itself may have any suffix."""
+
+
+LONGEST_STEM = 200
+"""Bytes of a file's name, without its suffix, that the names of its results keep; file systems have 255."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Names:
         return self._given[key]
 
     def _free(self, relative: Path) -> str:
-        full = Path(*(part for part in relative.parts if part not in ("..", relative.anchor)))
+        full = _shortened(Path(*(part for part in relative.parts if part not in ("..", relative.anchor))))
         stem = str(full.with_suffix(""))
         name = next((name for name in (stem, str(full)) if name.lower() not in self._taken), stem)
         count = 1
@@ -59,6 +64,15 @@ class Names:
             count += 1
             name = f"{stem}-{count}"
         return name
+
+
+def _shortened(path: Path) -> Path:
+    """A path with a file name to which something can be added; a hash stands for what was cut off."""
+    stem = os.fsencode(path.stem)
+    if len(stem) <= LONGEST_STEM:
+        return path
+    kept = stem[:LONGEST_STEM].decode("utf-8", "ignore")
+    return path.with_name(f"{kept}-{hashlib.sha256(stem).hexdigest()[:8]}{path.suffix}")
 
 
 def collect(arguments: Iterable[str], without: Path | None = None, names: Names | None = None) -> list[Input]:
@@ -87,12 +101,14 @@ def images_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
         folder: to search.
         without: a folder that is left out.
     """
-    skipped = None if without is None else os.path.abspath(without)
+    skipped = None if without is None else os.path.realpath(without)
+    if os.path.realpath(folder) == skipped:
+        return
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.abspath(os.path.join(parent, name)) != skipped
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != skipped
         )
         for name in sorted(files):
             path = Path(parent, name)
@@ -117,7 +133,7 @@ def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Pa
                 # Folders that ** matches bring nothing that it does not match itself.
                 if not match.is_dir():
                     yield match, _below(match, argument), ""
-                elif "**" not in argument:
+                elif "**" not in argument and not (without and match.resolve() == without.resolve()):
                     yield from _folder(match, without)
         elif path.is_dir():
             yield from _folder(path, without)

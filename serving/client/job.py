@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.client.blocking import TileClient
-from serving.client.conversation import Prediction
+from serving.client.conversation import Prediction, Refused
 from serving.client.inputs import Input
 from serving.client.outputs import as_json, write_pictures
 from serving.client.results import Results, Stamp
@@ -35,6 +35,7 @@ class Outcome:
         settings: of the request; what has others is to be done again.
         is_new: False if an earlier run did it.
         is_unreadable: whether the error is one of the file itself.
+        may_pass: whether the error is one of the server (500 and the like), so that another try may help.
     """
 
     one: Input
@@ -44,6 +45,7 @@ class Outcome:
     settings: dict[str, Any] = field(default_factory=dict)
     is_new: bool = True
     is_unreadable: bool = False
+    may_pass: bool = False
 
     @property
     def image(self) -> str:
@@ -121,13 +123,19 @@ class Job:
             if self._stamp(one.path) != stamp:
                 raise ImageError("changed while it was read; run it again when it is written")
             prediction, pinned = self._predict(tile)
+            facts = as_json(prediction, self._mm_per_pixel)
+            facts |= {"version": pinned.version, "threshold": pinned.threshold}
+            if self._results:
+                facts |= write_pictures(tile, prediction, self._results.folder, one.name)
         except (ImageError, RequestRefused) as error:
-            unreadable = isinstance(error, ImageError)
-            return Outcome(one, str(error), stamp=stamp, settings=settings, is_unreadable=unreadable)
-        facts = as_json(prediction, self._mm_per_pixel)
-        facts |= {"version": pinned.version, "threshold": pinned.threshold}
-        if self._results:
-            facts |= write_pictures(tile, prediction, self._results.folder, one.name)
+            return Outcome(
+                one,
+                str(error),
+                stamp=stamp,
+                settings=settings,
+                is_unreadable=isinstance(error, ImageError),
+                may_pass=isinstance(error, Refused) and error.status >= 500,
+            )
         return Outcome(one, facts=facts, stamp=stamp, settings=self._settings(pinned))
 
     def record(self, outcome: Outcome) -> None:

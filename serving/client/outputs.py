@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,13 +15,14 @@ from PIL import Image
 
 from serving.client.conversation import Prediction
 from serving.client.tile import Tile
-from serving.errors import ServingError
+from serving.errors import ImageError, ServingError
 from serving.overlay import overlay
 from serving.postprocessing import PNG_COMPRESSION
 
 __all__ = [
     "COLUMNS",
     "COLUMNS_MM",
+    "NO_NAME",
     "as_json",
     "as_rows",
     "picture_paths",
@@ -28,6 +31,9 @@ __all__ = [
 ]
 
 KINDS = ("mask", "overlay")
+
+NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)
+"""What a file system says of a name that no file can have."""
 
 COLUMNS = (
     *("image", "version", "threshold", "defect", "left", "top", "width", "height"),
@@ -88,6 +94,7 @@ def write_pictures(tile: Tile, prediction: Prediction, folder: Path, name: str) 
         Their paths relative to the folder, as `mask` and `overlay`.
 
     Raises:
+        ImageError: no file can have such a name.
         ServingError: if the disk refuses.
     """
     paths = picture_paths(name)
@@ -106,9 +113,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` at the end of the block, unless it fails.
 
     Raises:
+        ImageError: no file can have such a name.
         ServingError: if the disk refuses.
     """
-    part = path.with_name(f".{path.name}.part")
+    # The name itself may be as long as names can be.
+    part = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -117,5 +126,6 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # the folder may be none
             part.unlink()
         if isinstance(error, OSError):
-            raise ServingError(f"can't write {path}: {error.strerror or error}") from error
+            kind = ImageError if error.errno in NO_NAME else ServingError
+            raise kind(f"can't write {path}: {error.strerror or error}") from error
         raise

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.client.conversation import METADATA, STATUS, Answer, Call, Refused, malformed
-from serving.errors import ServerError, ServerUnavailable
+from serving.errors import ServerBusy, ServerError, ServerUnavailable
 
 __all__ = [
     "Request",
     "clip",
     "late",
+    "moved",
     "pauses",
     "read",
     "reason",
@@ -36,8 +37,8 @@ CONNECT_TIMEOUT = 3.05
 BACKOFF, LONGEST_PAUSE = 0.2, 120.0
 """Seconds; the pauses before the tries are 0, 0.4, 0.8, 1.6 ..."""
 
-BUSY = 503
-"""The status that is worth another try."""
+BUSY = (429, 503)
+"""The statuses that are worth another try at once."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that no proxy of the environment must stand before."""
@@ -77,8 +78,7 @@ def read(call: Call, url: str, status: int, phrase: str, body: bytes) -> Answer 
         body: of the answer.
 
     Raises:
-        ServerUnavailable: 502-504.
-        ServerError: the answer makes no sense, or the server wants a valid API key.
+        ServerError: the answer makes no sense, or see `refused`.
     """
     document: Any = None
     with suppress(ValueError):
@@ -86,10 +86,7 @@ def read(call: Call, url: str, status: int, phrase: str, body: bytes) -> Answer 
     text = body.decode("utf-8", "replace")
     if status >= 400:
         error = document.get("error") if isinstance(document, dict) else text
-        said = f"{status}: {clip(str(error or phrase))}"
-        if status in (502, BUSY, 504):
-            raise ServerUnavailable(f"{url} can't answer now ({said}); try again later")
-        return refused(url, said, status)
+        return refused(url, f"{status}: {clip(str(error or phrase))}", status)
     if not isinstance(document, dict):
         raise ServerError(f"the answer of {url} is no JSON object, so it is no model server: {clip(text)!r}")
     try:
@@ -107,8 +104,13 @@ def refused(url: str, said: str, status: int) -> Refused:
     """The answer that a request is refused.
 
     Raises:
+        ServerUnavailable: the same request may be answered later; ServerBusy for 429, 502, 503 and 504.
         ServerError: no other request would fare better, as the API key is missing or wrong.
     """
+    if status in (*BUSY, 502, 504):
+        raise ServerBusy(f"{url} can't answer now ({said}); try again later")
+    if status in (408, 499):  # the request did not arrive in time, or was broken off
+        raise ServerUnavailable(f"{url} gave up a request ({said}); try again later")
     if status in (401, 403):
         raise ServerError(f"{url} lets nobody in without its API key ({said}); set MAGNETIC_TILES_API_KEY")
     return Refused(f"{url} refused the request ({said})", status)
@@ -133,6 +135,14 @@ def late(url: str, timeout: float) -> ServerUnavailable:
     """The error of a server that takes too long."""
     return ServerUnavailable(
         f"{url} gave no answer within {timeout:g} s; is it overloaded? A longer --timeout may help"
+    )
+
+
+def moved(url: str, target: str, path: str) -> ServerError:
+    """The error of a redirect that turned POST into GET, so that the request was lost."""
+    return ServerError(
+        f"{url} sends requests on to {target}, on which way their body is lost; "
+        f"name that server itself: --url {target.removesuffix(path)}"
     )
 
 

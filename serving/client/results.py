@@ -14,14 +14,13 @@ import io
 import json
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from serving.client.outputs import COLUMNS, COLUMNS_MM, as_rows, picture_paths, replacing
+from serving.client.outputs import COLUMNS, COLUMNS_MM, NO_NAME, as_rows, picture_paths, replacing
 from serving.errors import ServingError
 
 __all__ = ["JOURNAL", "TABLE", "Results", "Stamp"]
@@ -260,8 +259,11 @@ class Results:
     def _drop_pictures(self, name: str) -> None:
         """Removes what an earlier, sound file of this name has left."""
         for picture in picture_paths(name).values():
-            with suppress(FileNotFoundError, NotADirectoryError):
+            try:
                 (self.folder / picture).unlink()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, *NO_NAME):
+                    raise
 
 
 def _entry(document: dict[str, Any], offset: int, length: int) -> _Entry:

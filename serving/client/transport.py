@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -55,7 +56,7 @@ class RestTransport:
     Args:
         url: of the server; `http://` is put before it if it has no scheme.
         timeout: seconds to wait for an answer.
-        retries: further tries after connection errors and 503, for GET and POST.
+        retries: further tries after connection errors, 429 and 503, for GET and POST.
         api_key: sent as a bearer token.
         ca_file: certificates (PEM) to trust instead of the usual ones.
         session: your own, for instance with other credentials.
@@ -76,6 +77,7 @@ class RestTransport:
     ) -> None:
         self.url = rest.with_scheme(url)
         self.timeout = timeout
+        self._retries = retries
         self._authorization = access.authorization(self.url, api_key)
         if ca_file is not None:
             access.trust(ca_file)
@@ -85,38 +87,54 @@ class RestTransport:
             self.session.trust_env = False  # a proxy for the web must not get what is meant for this machine
         retry = _Retry(
             total=retries,
-            status_forcelist=[rest.BUSY],
+            status_forcelist=rest.BUSY,
             allowed_methods=None,  # a prediction changes nothing, so that POST can be repeated
             backoff_factor=rest.BACKOFF,
             backoff_max=rest.LONGEST_PAUSE,
             raise_on_status=False,
+            respect_retry_after_header=False,  # up to hours, without a word
         )
         self.session.mount(self.url, HTTPAdapter(pool_maxsize=POOL_SIZE, max_retries=retry))
 
     def ask(self, call: Call) -> Answer | Refused:
         request = rest.write(call)
         try:
-            response = self.session.request(
-                request.method,
-                self.url + request.path,
-                data=request.body,
-                headers={"Content-Type": "application/json"} if request.body else None,
-                auth=self._authorize if self._authorization else None,
-                verify=self._ca_file,
-                timeout=(min(rest.CONNECT_TIMEOUT, self.timeout), self.timeout),
-            )
+            response = self._send(request)
         except requests.ConnectTimeout as error:
             raise rest.unavailable(self.url, "no connection in time") from error
         except requests.Timeout as error:
             raise rest.late(self.url, self.timeout) from error
-        except requests.ConnectionError as error:
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            if error.args and isinstance(error.args[0], ReadTimeoutError):  # in the middle of the answer
+                raise rest.late(self.url, self.timeout) from error
             raise rest.unavailable(self.url, rest.reason(error)) from error
         except (requests.RequestException, ValueError) as error:
             raise ServerError(f"can't ask {self.url}: {rest.clip(str(error))}") from error
+        if response.history and response.request.method != request.method:
+            raise rest.moved(self.url, response.url, request.path)
         return rest.read(call, self.url, response.status_code, response.reason, response.content)
 
     def close(self) -> None:
         self.session.close()
+
+    def _send(self, request: rest.Request) -> requests.Response:
+        """Sends a request, and again if its answer broke off, which urllib3 does not look at."""
+        pauses = rest.pauses(self._retries)
+        while True:
+            try:
+                return self.session.request(
+                    request.method,
+                    self.url + request.path,
+                    data=request.body,
+                    headers={"Content-Type": "application/json"} if request.body else None,
+                    auth=self._authorize if self._authorization else None,
+                    verify=self._ca_file,
+                    timeout=(min(rest.CONNECT_TIMEOUT, self.timeout), self.timeout),
+                )
+            except requests.exceptions.ChunkedEncodingError:
+                if (pause := next(pauses, None)) is None:
+                    raise
+            time.sleep(pause)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Adds the key; were it a plain header, one of ~/.netrc would take its place."""

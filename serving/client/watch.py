@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from serving.client.inputs import Input, Names, images_below, is_image
 from serving.client.job import Job, Outcome
 from serving.client.ordered import ordered_map
 from serving.client.results import Results, Stamp
-from serving.errors import ServerError, ServingError
+from serving.errors import ServerBusy, ServerError, ServingError
 
 __all__ = ["Arrivals", "follow"]
 
@@ -39,16 +39,18 @@ RESCAN = 5.0
 """Seconds between two looks at the whole folder."""
 
 LONGEST_WAIT = 15.0
-"""Seconds between two tries to reach a server that is down; the first are 1, 2, 4 and 8 s apart."""
+"""Seconds between two tries of what failed; the first are 1, 2, 4 and 8 s apart."""
 
-STRIKES = 3
-"""A tile on which a server that is up failed so often is given up."""
+STRIKES = 5
+"""A tile on which a server that is up, and not busy, failed so often is given up."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
     stamp: Stamp
     since: float
+    pause: float = 0.5
+    not_before: float = float("-inf")
 
 
 class Arrivals:
@@ -91,6 +93,12 @@ class Arrivals:
         """Files that can be read now: nobody has written to them for a while, or will."""
         return [path for path in list(self._candidates) if self._is_ready(path)]
 
+    def postpone(self, path: Path) -> None:
+        """Leaves a file alone for a while, each time for longer, unless it changes; others come first."""
+        candidate = self._candidates.pop(path)
+        pause = min(2 * candidate.pause, LONGEST_WAIT)
+        self._candidates[path] = replace(candidate, pause=pause, not_before=self._clock() + pause)
+
     def is_fresh(self, path: Path) -> bool:
         """Whether a file that can't be read may still become whole."""
         candidate = self._candidates.get(path)
@@ -99,7 +107,7 @@ class Arrivals:
     def _is_ours(self, path: Path) -> bool:
         """Whether a path is neither hidden nor one of the results."""
         hidden = any(part.startswith(".") for part in path.relative_to(self._folder).parts)
-        return not hidden and not (self._without and path.absolute().is_relative_to(self._without.absolute()))
+        return not hidden and not (self._without and path.resolve().is_relative_to(self._without.resolve()))
 
     def _take(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -113,6 +121,8 @@ class Arrivals:
             return False
         if stamp != candidate.stamp:
             self._candidates[path] = candidate = _Candidate(stamp, self._clock())
+        if self._clock() < candidate.not_before:
+            return False
         age = self._clock() - candidate.since
         if stamp.size == 0:
             return age >= PATIENCE
@@ -124,7 +134,7 @@ def follow(
 ) -> Iterator[Outcome]:
     """Does what lies in a folder, and what comes, until it is told to stop.
 
-    While the server is down it waits, and says so in the log.
+    While the server is down or busy it waits, and says so in the log.
 
     Args:
         folder: searched to the bottom, but for the folder of the results.
@@ -141,7 +151,7 @@ def follow(
     """
     arrivals = Arrivals(folder, results.is_known, without=results.folder)
     names, strikes = Names(results.names), Counter[Path]()
-    looked = float("-inf")
+    looked, pause = float("-inf"), 0.0
     for changed in _changes(folder, stop):
         arrivals.notice(changed)
         if time.monotonic() - looked >= RESCAN:
@@ -150,17 +160,23 @@ def follow(
         inputs = [Input(path, names.of(path, path.relative_to(folder))) for path in arrivals.ready()]
         if not inputs or not _await_server(job, stop):
             continue
+        is_busy = False
         for one, outcome in zip(inputs, _round(job, inputs, stop, concurrency), strict=True):
             if isinstance(outcome, ServerError):
-                strikes[one.path] += 1
+                is_busy |= isinstance(outcome, ServerBusy)
+                strikes[one.path] += not isinstance(outcome, ServerBusy)
                 if strikes[one.path] < STRIKES:
-                    log.warning("%s; will try again", outcome)
+                    log.warning("%s: %s; will try again", one.path, outcome)
+                    arrivals.postpone(one.path)
                     continue
                 outcome = Outcome(one, f"given up after {STRIKES} tries: {outcome}", stamp=_stamp(one.path))
             if outcome is None or (outcome.is_unreadable and arrivals.is_fresh(one.path)):
                 continue
+            del strikes[one.path]
             job.record(outcome)
             yield outcome
+        pause = min(2 * pause or 1.0, LONGEST_WAIT) if is_busy else 0.0
+        stop.wait(pause)
 
 
 def _round(
@@ -173,10 +189,11 @@ def _round(
         if stop.is_set() or failed.is_set():
             return None
         try:
-            return job.do(one)
+            outcome = job.do(one)
         except ServerError as error:
             failed.set()
             return error
+        return ServerError(outcome.error) if outcome.may_pass else outcome
 
     return ordered_map(attempt, inputs, concurrency)
 

@@ -29,11 +29,12 @@ class _Services(
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.version, self.model = name, int(folder.name), Model(folder)
         self.busy = 0
+        self.refusal = (grpc.StatusCode.UNAVAILABLE, "busy")
 
     def Predict(self, request: Any, context: Any) -> Any:
         if self.busy:
             self.busy -= 1
-            context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+            context.abort(*self.refusal)
         self._check(request.model_spec, context)
         inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
         try:

@@ -30,15 +30,19 @@ Answer = tuple[int, bytes]
 
 
 @contextmanager
-def scripted_server(answer: Callable[[str], Answer]) -> Iterator[str]:
+def scripted_server(
+    answer: Callable[[str], Answer | tuple[int, bytes, dict[str, str]]],
+) -> Iterator[str]:
     """A server that answers as a function of the path says; for what a sound server never does."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, body = answer(self.path)
+            told = answer(self.path)
+            status, body = told[:2]
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            for header in {"Content-Length": str(len(body)), **(told[2] if len(told) == 3 else {})}.items():
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(body)
 
@@ -229,17 +233,29 @@ def test_a_server_that_is_down_names_the_address_and_the_remedy() -> None:
         TileClient(url, retries=0).predict(tile())
 
 
-def test_503_is_tried_again() -> None:
-    answers = [(503, b"{}"), (503, b"{}"), (200, segment_answer(tile()))]
+def test_429_and_503_are_tried_again() -> None:
+    answers = [(429, b"{}"), (503, b"{}"), (200, segment_answer(tile()))]
     with scripted_server(lambda path: answers.pop(0)) as url:
         assert TileClient(url, retries=2).predict(tile()).label == "good"
     assert not answers
 
 
-def test_503_for_ever_is_unavailable() -> None:
+def test_a_server_does_not_decide_how_long_the_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     with (
-        scripted_server(lambda path: (503, b'{"error": "busy"}')) as url,
-        pytest.raises(ServerUnavailable, match="503: busy"),
+        scripted_server(lambda path: (503, b'{"error": "closed"}', {"Retry-After": "3600"})) as url,
+        pytest.raises(ServerUnavailable, match="503: closed"),
+    ):
+        TileClient(url, retries=2).predict(tile())
+    assert pauses == [0.4]
+
+
+@pytest.mark.parametrize("status", [408, 429, 499, 502, 503, 504])
+def test_a_server_that_could_answer_later_is_unavailable(status: int) -> None:
+    with (
+        scripted_server(lambda path: (status, b'{"error": "busy"}')) as url,
+        pytest.raises(ServerUnavailable, match=f"{status}: busy.*try again later"),
     ):
         TileClient(url, retries=1).predict(tile())
 

@@ -257,4 +257,25 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
 def test_results_within_the_input_folder_are_not_taken_for_tiles(tiles: Path) -> None:
     (tiles / "out").mkdir()
     (tiles / "out" / "a_mask.png").touch()
-    assert len(collect([str(tiles)], without=tiles / "out")) == 3
+    link = tiles.with_name("link")
+    link.symlink_to(tiles)
+    for out in (tiles / "out", link / "out"):
+        assert len(collect([str(tiles)], without=out)) == 3
+        assert [one.name for one in collect([f"{tiles}/*"], without=out)] == ["a", "good", "notes", "a.png"]
+
+
+@pytest.mark.parametrize("option", [[], ["--watch"]])
+@pytest.mark.parametrize("out", ["tiles", "tiles/sub/..", "link"])
+def test_results_are_never_written_among_the_images(
+    tiles: Path,
+    option: list[str],
+    out: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.client.commands.predict", lambda *_: 0)
+    (tiles.parent / "link").symlink_to(tiles)
+    there = tiles.parent / out
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", *option, str(tiles), "--out", str(there)])
+    assert f"name another folder, such as {there}/results" in capsys.readouterr().err

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from serving.client.cli import main
+from serving.client.outputs import replacing
 from serving.client.results import Results, Stamp
 from serving.errors import ServingError
 from tests.serving.proxies import Proxy, proxy_before
@@ -154,6 +155,37 @@ def test_folders_done_one_after_the_other_share_a_folder_of_results(tmp_path: Pa
         main(["predict", str(tiles), "--out", str(out), "--url", server_url])
     names = ("000", "001", "000.png", "001.png")
     assert [line["mask"] for line in lines(out)] == [f"{name}_mask.png" for name in names]
+
+
+def test_files_with_the_longest_names_are_done(tmp_path: Path, server_url: str) -> None:
+    tiles, out = tmp_path / "tiles", tmp_path / "out"
+    tiles.mkdir()
+    for name in ("m" * 251, "m" * 250 + "n", "a" + "é" * 125):
+        (tiles / f"{name}.png").write_bytes(encoded(tile()))
+    assert main(["predict", str(tiles), "--out", str(out), "--url", server_url]) == 3
+    names = [line["source"]["name"] for line in lines(out)]
+    assert len(set(names)) == 3
+    assert all((out / line[kind]).is_file() for line in lines(out) for kind in ("mask", "overlay"))
+    assert "a" + "é" * 99 + "-" in [name[:-8] for name in names]
+
+
+def test_results_that_no_file_name_can_hold_are_an_error_of_their_image(
+    tmp_path: Path, server_url: str
+) -> None:
+    out, images = tmp_path / "out", [tmp_path / name for name in ("a.png", "a." + "x" * 250, "b.png")]
+    for image in images:
+        image.write_bytes(encoded(tile()))
+    for _ in range(2):
+        assert main(["predict", *map(str, images), "--out", str(out), "--url", server_url]) == 1
+        assert ["File name too long" in line.get("error", "") for line in lines(out)] == [False, True, False]
+
+
+def test_a_file_whose_name_is_as_long_as_can_be_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    for text in ("1", "2"):
+        with replacing(path) as part:
+            part.write_text(text)
+    assert contents(tmp_path) == {path.name: b"2"}
 
 
 def test_the_table_has_a_row_per_defect_in_pixels_and_millimetres(tmp_path: Path, server_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from serving.client import AsyncTileClient, Prediction, TileClient
 from serving.client.cli import main
 from serving.client.doctor import examine
-from serving.errors import ImageError, ModelNotFound, ServerError, ServerUnavailable
+from serving.errors import ImageError, ModelNotFound, RequestRefused, ServerError, ServerUnavailable
 from tests.conftest import MODEL_NAME
 from tests.serving.test_client import closed_port, scripted_server, segment_answer
 from tests.serving.tiles import encoded, tile
@@ -120,16 +121,23 @@ def test_a_server_that_is_down_names_the_address_and_the_remedy(scheme: str, ask
 def test_grpc_tries_again_when_the_server_is_busy_and_says_which_version_answered(
     servable_path: Path,
 ) -> None:
+    import grpc
+
     from tests.serving.grpc_server import grpc_server
 
     [folder] = servable_path.iterdir()
     with grpc_server(MODEL_NAME, folder) as (url, services), TileClient(url, retries=2) as client:
-        services.busy = 2
-        prediction = client.predict(tile())
-        assert (prediction.label, prediction.version) == ("defect", int(folder.name))
-        services.busy = 3
-        with pytest.raises(ServerUnavailable, match="busy"):
+        for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
+            services.busy, services.refusal = 2, (code, "busy")
+            prediction = client.predict(tile())
+            assert (prediction.label, prediction.version) == ("defect", int(folder.name))
+            services.busy = 3
+            with pytest.raises(ServerUnavailable, match="busy"):
+                client.predict(tile())
+        services.busy, services.refusal = 3, (code, "Received message larger than max (9 vs. 4)")
+        with pytest.raises(RequestRefused, match="larger than max") as caught:
             client.predict(tile())
+        assert caught.value.status == 413  # type: ignore[attr-defined]
 
 
 def test_grpc_that_is_late_says_so(servable_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +198,8 @@ def test_async_takes_no_more_sources_than_it_needs_and_ends_when_it_is_left(serv
     assert len(taken) <= 5 + 2 * 3
 
 
-def test_async_tries_503_again_but_not_what_is_late() -> None:
-    answers = [(503, b"{}"), (503, b"{}"), (200, segment_answer(tile()))]
+def test_async_tries_429_and_503_again_but_not_what_is_late() -> None:
+    answers = [(429, b"{}"), (503, b"{}"), (200, segment_answer(tile()))]
     with scripted_server(lambda path: answers.pop(0)) as url:
         assert run_async(url, "predict", tile(), retries=2).label == "good"
     assert not answers
@@ -207,6 +215,55 @@ def test_async_tries_503_again_but_not_what_is_late() -> None:
             run_async(url, "predict", tile(), timeout=0.2)
         late.set()
     assert len(seen) == 1
+
+
+BOTH = pytest.mark.parametrize("ask", [run, run_async], ids=["blocking", "async"])
+CUT = {"Content-Length": "100000"}
+
+
+@BOTH
+def test_an_answer_that_breaks_off_is_asked_for_again(ask: Ask) -> None:
+    answers = [(200, segment_answer(tile())), (200, b'{"pred', CUT), (200, b'{"pred', CUT)]
+    with scripted_server(lambda path: answers.pop()) as url:
+        assert ask(url, "predict", tile(), retries=2).label == "good"
+    assert not answers
+    with (
+        scripted_server(lambda path: (200, b'{"pred', CUT)) as url,
+        pytest.raises(ServerUnavailable, match="the connection broke"),
+    ):
+        ask(url, "predict", tile(), retries=1)
+
+
+@BOTH
+def test_an_answer_that_stops_in_its_middle_is_late(ask: Ask) -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+                over.wait(10)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ServerUnavailable, match=r"no answer within 0.2 s"):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}", "predict", tile(), timeout=0.2)
+        over.set()
+        thread.join()
+
+
+@BOTH
+def test_a_redirect_that_loses_the_request_names_the_url_to_use(ask: Ask) -> None:
+    def answer(path: str) -> tuple[int, bytes, dict[str, str]]:
+        return (200, b"{}", {}) if path.startswith("/there") else (302, b"", {"Location": f"/there{path}"})
+
+    with (
+        scripted_server(answer) as url,
+        pytest.raises(ServerError, match=f"name that server itself: --url {url}/there$"),
+    ):
+        ask(url, "predict", tile())
 
 
 def test_an_async_client_leaves_the_event_loop_free(server_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.client import watch
+from serving.client import TileClient, watch
 from serving.client.cli import main
-from serving.client.results import Stamp
-from serving.client.watch import PATIENCE, SETTLED, Arrivals
+from serving.client.job import Job, Outcome
+from serving.client.results import Results, Stamp
+from serving.client.watch import PATIENCE, SETTLED, STRIKES, Arrivals
 from tests.serving.proxies import Proxy, proxy_before
 from tests.serving.test_client import closed_port
 from tests.serving.tiles import encoded, tile
@@ -207,16 +209,87 @@ def test_polling_takes_over_where_there_are_no_notices(
 
 def follow_until(count: int, folder: Path, out: Path, proxy: Proxy, stop: threading.Event) -> None:
     """Watches a folder that gets files one after the other, until as many are done."""
-    from serving.client import TileClient
-    from serving.client.job import Job
-    from serving.client.results import Results
-
     (folder / "0.png").write_bytes(numbered(0))
     with Results(out) as results, TileClient(proxy.url) as client:
         for number, _ in enumerate(watch.follow(folder, Job(client, results), results, stop), start=1):
             if number == count:
                 stop.set()
             (folder / f"{number}.png").write_bytes(numbered(number))
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that looks all the time, and waits for nothing."""
+
+    def no_notices(*_: object, stop_event: threading.Event, **options: Any) -> Iterator[set[Any]]:
+        while not stop_event.wait(0.005):
+            yield set()
+
+    monkeypatch.setattr(watch, "watch", no_notices)
+    for name in ("SETTLED", "RESCAN", "LONGEST_WAIT"):
+        monkeypatch.setattr(watch, name, 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("status", "times"), [(429, 7), (502, 7), (503, 7), (504, 7), (408, 4), (499, 4), (500, 4)]
+)
+def test_a_tile_that_the_server_could_not_do_for_a_while_is_not_lost(
+    tmp_path: Path, proxy: Proxy, status: int, times: int
+) -> None:
+    refusals = failing(proxy, numbered(0), status, times)
+    assert [one.error for one in followed(tmp_path, proxy, 1)] == [""]
+    assert not refusals
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("status", [408, 500])
+def test_a_tile_on_which_the_server_fails_each_time_is_given_up_and_others_are_done(
+    tmp_path: Path, proxy: Proxy, status: int
+) -> None:
+    failing(proxy, numbered(0), status, 99)
+    bad, *good = sorted(followed(tmp_path, proxy, 3), key=lambda one: one.image)
+    assert f"given up after {STRIKES} tries: " in bad.error
+    assert f"{status}: no" in bad.error
+    assert proxy.sent.count(numbered(0)) == STRIKES
+    assert [one.error for one in good] == ["", ""]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_tile_for_which_the_server_is_always_busy_does_not_keep_it_from_others(
+    tmp_path: Path, proxy: Proxy
+) -> None:
+    failing(proxy, numbered(0), 504, 99)
+    assert [(Path(one.image).name, one.error) for one in followed(tmp_path, proxy, 3, ends_at=2)] == [
+        ("1.png", ""),
+        ("2.png", ""),
+    ]
+
+
+def failing(proxy: Proxy, file: bytes, status: int, times: int) -> list[int]:
+    """Has the first answers to a file be refusals; returns those that are still to come."""
+    refusals = times * [status]
+
+    def alter(path: str, request: bytes, answer: bytes) -> tuple[int, bytes] | None:
+        if base64.b64encode(file) in request and refusals:
+            return refusals.pop(), b'{"error": "no"}'
+        return None
+
+    proxy.alter = alter
+    return refusals
+
+
+def followed(folder: Path, proxy: Proxy, count: int, ends_at: int | None = None) -> list[Outcome]:
+    """What becomes of numbered tiles in a watched folder, one at a time."""
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(numbered(number))
+    stop, outcomes = threading.Event(), []
+    with Results(folder / "out") as results, TileClient(proxy.url, retries=0) as client:
+        for outcome in watch.follow(folder, Job(client, results), results, stop, concurrency=1):
+            outcomes.append(outcome)
+            if len(outcomes) == (ends_at or count):
+                stop.set()
+    return outcomes
 
 
 class Clock:
@@ -262,6 +335,26 @@ def test_a_file_that_was_moved_here_is_ready_at_once(tmp_path: Path, arrivals: A
     assert arrivals.ready() == [tmp_path / "a.png"]
 
 
+def test_a_file_that_is_postponed_waits_each_time_for_longer_unless_it_changes(
+    tmp_path: Path, arrivals: Arrivals, clock: Clock
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"1")
+    arrivals.look()
+    clock.now = SETTLED
+    for pause in (1, 2, 4, 8, 15, 15):
+        assert arrivals.ready() == [path]
+        arrivals.postpone(path)
+        clock.now += pause - 0.1
+        assert arrivals.ready() == []
+        clock.now += 0.1
+    arrivals.postpone(path)
+    path.write_bytes(b"12")
+    arrivals.ready()
+    clock.now += SETTLED
+    assert arrivals.ready() == [path]
+
+
 def test_an_empty_or_unreadable_file_is_given_time(tmp_path: Path, arrivals: Arrivals, clock: Clock) -> None:
     path = tmp_path / "a.png"
     path.touch()
@@ -275,8 +368,9 @@ def test_an_empty_or_unreadable_file_is_given_time(tmp_path: Path, arrivals: Arr
 
 
 def test_what_is_hidden_or_no_image_or_a_result_is_left_alone(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arrivals = Arrivals(tmp_path, lambda path, stamp: False, without=out)
+    link = tmp_path / ".link"
+    link.symlink_to(tmp_path)
+    arrivals = Arrivals(tmp_path, lambda path, stamp: False, without=link / "out")
     for name in (".a.png", "a.txt", ".hidden/b.png", "out/c_mask.png", "sub/d.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,7 @@ def test_transparency_is_ignored() -> None:
     assert np.array_equal(read_image(encoded(colours)), tile())
 
 
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize(
     ("orientation", "stored"),
     [
@@ -101,13 +104,48 @@ def test_transparency_is_ignored() -> None:
         (2, np.fliplr),
         (3, lambda a: np.rot90(a, 2)),
         (4, np.flipud),
+        (5, np.transpose),
         (6, lambda a: np.rot90(a, 1)),
+        (7, lambda a: np.rot90(a.T, 2)),
         (8, lambda a: np.rot90(a, -1)),
     ],
 )
-def test_exif_orientation_is_applied(orientation: int, stored: object) -> None:
-    data = turned(Image.fromarray(np.ascontiguousarray(stored(tile()))), orientation)  # type: ignore[operator]
-    assert np.array_equal(read_image(data), tile())
+def test_exif_orientation_is_applied(
+    orientation: int, stored: Callable[[np.ndarray], np.ndarray], image_format: str
+) -> None:
+    data = turned(Image.fromarray(np.ascontiguousarray(stored(tile()))), orientation, image_format)
+    for gray in (read_image(data), to_gray(Image.open(io.BytesIO(data)))):
+        assert gray.shape == tile().shape
+        assert np.abs(gray.astype(int) - tile()).max() <= (30 if image_format == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_never_raises_anything_else(image_format: str) -> None:
+    exif = Image.Exif()
+    exif.update({0x010F: "Camera", 0x0112: 6, 0x011A: 72.0, 0x8769: {0x9000: b"0230", 0x829A: 0.01}})
+    data = np.frombuffer(encoded(tile(), image_format, exif=exif), np.uint8)
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    start = data.tobytes().index(block) + 8
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = data.copy()
+        places = start + rng.integers(0, len(block) - 8, rng.integers(1, 4))
+        damaged[places] = rng.choice([0, 1, 2, 3, 5, 7, 9, 12, 255], len(places))
+        try:
+            read_image(_with_checksums(damaged.tobytes()) if image_format == "PNG" else damaged.tobytes())
+        except ImageError:
+            continue
+
+
+def _with_checksums(png: bytes) -> bytes:
+    """A PNG file whose chunks are sound though they were altered."""
+    out, at = bytearray(png), 8
+    while at < len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4])
+        out[end : end + 4] = zlib.crc32(png[at + 4 : end]).to_bytes(4)
+        at = end + 4
+    return bytes(out)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

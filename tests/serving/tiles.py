@@ -26,11 +26,11 @@ def encoded(pixels: np.ndarray | Image.Image, image_format: str = "PNG", **optio
     return buffer.getvalue()
 
 
-def turned(image: Image.Image, orientation: int) -> bytes:
-    """A PNG that says in its EXIF data how it has to be turned."""
+def turned(image: Image.Image, orientation: int, image_format: str = "PNG") -> bytes:
+    """A file that says in its EXIF data how it has to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(image, exif=exif)
+    return encoded(image, image_format, exif=exif)
 
 
 def png_header(width: int, height: int) -> bytes:
