@@ -191,9 +191,10 @@ def _counted(models: Models, metrics: Metrics, target: _Target, body: bytes, tim
     started = time.monotonic()
     try:
         answer = _predict(models, metrics, target, body, timeout_ms)
-    except RequestError as error:
+    except Exception as error:
         if target.name in models:  # names that nobody serves would fill the memory
-            metrics.answered(target.name, error, 0)
+            fault = error if isinstance(error, RequestError) else RequestError(str(error), "INTERNAL")
+            metrics.answered(target.name, fault, 0)
         raise
     metrics.answered(target.name, None, time.monotonic() - started)
     return answer

@@ -134,10 +134,10 @@ def test_a_body_that_trickles_in_has_an_end_too(server: Server) -> None:
 class Upload:
     """A request whose body the test sends piece by piece, to an application in this process."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, name: str = NAME) -> None:
         self._pieces: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._sent: list[dict[str, Any]] = []
-        path = f"/v1/models/{NAME}:predict"
+        path = f"/v1/models/{name}:predict"
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
         self._task = asyncio.create_task(app(scope, self._pieces.get, self._send))
 
