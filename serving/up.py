@@ -41,9 +41,10 @@ Backends, in the order in which `auto` looks for them:
   docker    Docker with a running engine; runs %(image)s
   embedded  python -m serving.local, which needs nothing else
 
+tensorflow_model_server has no flag for an address: `binary` listens on all, whatever --host says.
 All other flags go to the server, say --rest_api_enable_cors_support=true.
 
-Exit codes: that of the server; 0 after ^C or SIGTERM; 1 if it could not start; 2 for wrong flags.
+Exit codes: that of the server; 0 after ^C, SIGTERM or SIGHUP; 1 if it could not start; 2 for wrong flags.
 """ % {"image": IMAGE}  # noqa: UP031
 
 
@@ -180,7 +181,12 @@ def free_port() -> int:
 
 
 def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Starts the server in a process group of its own, so that it gets no signal but ours."""
+    """Starts the server in a process group of its own, so that it gets no signal but ours.
+
+    Raises:
+        ServerUnavailable: the port is in use; else what answers there would pass for ours.
+    """
+    _check_port(server)
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = server_command(
@@ -194,6 +200,18 @@ def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
+
+
+def _check_port(server: _Server) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except OSError as error:
+            raise ServerUnavailable(
+                f"can't listen on {server.host} port {server.port}: {error.strerror}; "
+                "use another --rest_api_port"
+            ) from error
 
 
 def _stop(server: _Server, process: subprocess.Popen[bytes]) -> None:
@@ -257,11 +275,17 @@ def main(argv: list[str] | None = None) -> int:
                 f"no folder {server.base_path}; export a model there (`dvc repro export`) "
                 "or name another --model_base_path"
             )
+        print(f"backend: {server.backend}", file=sys.stderr)
+        if server.backend == "binary" and server.host not in ("0.0.0.0", "::"):
+            print(
+                f"warning: {BINARY} listens on all addresses, not on {server.host} alone; "
+                "--backend docker or embedded does",
+                file=sys.stderr,
+            )
+        return _run(server)
     except ServerUnavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"backend: {server.backend}", file=sys.stderr)
-    return _run(server)
 
 
 def _run(server: _Server) -> int:
@@ -272,10 +296,13 @@ def _run(server: _Server) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         told.set()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            # SIGHUP, of a terminal that closes, would end the server amid its requests.
+            os.killpg(process.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, forward)
     threading.Thread(target=_announce, args=(server, lambda: process.poll() is None), daemon=True).start()
     code = process.wait()
     if told.is_set() and code in (
@@ -314,7 +341,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backend", default="auto", choices=("auto", *BACKENDS), help="what to start (default: auto)")
     add("--rest_api_port", type=int, default=8501, metavar="PORT", help="port (default: 8501)")
-    add("--host", default="127.0.0.1", help="address (default: 127.0.0.1, this machine; 0.0.0.0: all)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address (default: 127.0.0.1, this machine; 0.0.0.0: all); not of `binary`",
+    )
     add("--model_name", default="magnetic-tiles", metavar="NAME", help="default: magnetic-tiles")
     add(
         "--model_base_path",

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.local.body import inflate, read_body
+from serving.local.body import Room, inflate, read_body
 from serving.local.decode import decode_request, decode_tensors
 from serving.local.encode import encode_error, encode_tensors
 from serving.local.metrics import Metrics
@@ -67,6 +67,7 @@ def make_app(
     timeout_ms: int = 30_000,
     max_body_bytes: int = 64 * 2**20,
     max_requests: int = 64,
+    max_held_bytes: int = 256 * 2**20,
     cors: bool = False,
     metrics: Metrics,
     metrics_path: str | None = None,
@@ -79,28 +80,42 @@ def make_app(
         timeout_ms: limit of one run of the graph, and of receiving one body.
         max_body_bytes: largest body that is accepted.
         max_requests: predictions that may run or wait at the same time; more are refused at once.
+        max_held_bytes: of all bodies that are received, run or wait, or `max_body_bytes` if that is more;
+            requests that don't fit are refused.
         cors: whether web pages of other origins may call.
         metrics: counts predictions.
         metrics_path: where they can be read; None for nowhere.
     """
     headers = _CORS if cors else {}
     begun = 0  # predictions
+    room = Room(max(max_held_bytes, max_body_bytes))
 
-    async def predict(name: str, call: Callable[[bytes], bytes], request: Request, received: bytes) -> bytes:
+    async def receive(request: Request, take: Callable[[int], None]) -> bytes:
+        return await read_body(request, max_body_bytes, timeout_ms / 1000, take)
+
+    async def predict(
+        name: str, call: Callable[[bytes], bytes], request: Request, take: Callable[[int], None]
+    ) -> bytes:
         nonlocal begun
-        if begun >= max_requests:
-            error = RequestError(
-                f"{begun} requests run or wait already; try again a little later", "UNAVAILABLE"
-            )
-            if name in models:
+        try:
+            received = await receive(request, take)
+            if begun >= max_requests:
+                raise RequestError(
+                    f"{begun} requests run or wait already; try again a little later", "UNAVAILABLE"
+                )
+        except RequestError as error:
+            if error.code == "UNAVAILABLE" and name in models:
                 metrics.answered(name, error, 0)
-            raise error
+            raise
+        is_gzip = request.headers.get("content-encoding", "").lower() == "gzip"
+
+        def work() -> bytes:
+            # Unpacked here and not in a step before, so that nothing unpacked waits for a thread.
+            return call(inflate(received, max_body_bytes) if is_gzip else received)
+
         begun += 1
         try:
-            run = asyncio.get_running_loop().run_in_executor
-            if request.headers.get("content-encoding", "").lower() == "gzip":
-                received = await run(executor, inflate, received, max_body_bytes)
-            return await run(executor, call, received)
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
         finally:
             begun -= 1
 
@@ -113,11 +128,11 @@ def make_app(
             if request.method == "GET" and path == metrics_path:
                 return Response(metrics.page(), headers=headers, media_type="text/plain")
             target, call = _route(models, metrics, request.method, path, timeout_ms)
-            received = await read_body(request, max_body_bytes, timeout_ms / 1000)
-            if request.method == "POST":
-                body = await predict(target.name, call, request, received)
-            else:  # not behind predictions: whoever asks for the state wants it most when there are many
-                body = await asyncio.to_thread(call, received)
+            with room.share() as take:
+                if request.method == "POST":
+                    body = await predict(target.name, call, request, take)
+                else:  # not behind predictions: whoever asks for the state wants it most when there are many
+                    body = await asyncio.to_thread(call, await receive(request, take))
         except RequestError as error:
             code, body = error.http_code, encode_error(error.message) if error.message else b""
         except ClientDisconnect:
@@ -176,9 +191,10 @@ def _counted(models: Models, metrics: Metrics, target: _Target, body: bytes, tim
     started = time.monotonic()
     try:
         answer = _predict(models, metrics, target, body, timeout_ms)
-    except RequestError as error:
+    except Exception as error:
         if target.name in models:  # names that nobody serves would fill the memory
-            metrics.answered(target.name, error, 0)
+            fault = error if isinstance(error, RequestError) else RequestError(str(error), "INTERNAL")
+            metrics.answered(target.name, fault, 0)
         raise
     metrics.answered(target.name, None, time.monotonic() - started)
     return answer

@@ -285,7 +285,10 @@ def _to_array(value: Any, dtype: str) -> NDArray[Any]:
     except (RequestError, TypeError, ValueError, OverflowError):
         _complain(value, shape, 0, dtype)
         raise
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise RequestError(f"values are nested {len(shape)} levels deep; no array has as many") from error
 
 
 def _shape(value: Any) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import platform
@@ -60,6 +61,26 @@ def hushed() -> Iterator[None]:
             os.close(saved)
 
 
+@contextlib.contextmanager
+def _light() -> Iterator[None]:
+    """Lets TensorFlow be imported without what it would import only because it is installed.
+
+    No SavedModel needs these packages, but they take time at the start and 190 MB. And of the objects
+    that an import makes none is garbage.
+    """
+    names = ["sklearn", "matplotlib"] + ["jax"] * (os.environ.get("KERAS_BACKEND") != "jax")
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    threshold = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        for name in hidden:
+            del sys.modules[name]
+
+
 def import_tensorflow() -> Any:
     """Imports TensorFlow without its notices on CPU features and missing GPUs.
 
@@ -76,7 +97,7 @@ def _import_tensorflow() -> Any:
     if platform.machine() == "x86_64":
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # Some notices come before TensorFlow has read its level.
-    with contextlib.nullcontext() if level == "0" else hushed():
+    with contextlib.nullcontext() if level == "0" else hushed(), _light():
         import tensorflow as tf
 
         tf.config.list_physical_devices()

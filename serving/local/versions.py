@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,16 @@ __all__ = ["Loading", "Versions", "find_versions"]
 log = logging.getLogger(__name__)
 
 
-def find_versions(base_path: Path) -> list[int]:
-    """Lists the versions in a folder: subfolders named by an integer, with a `saved_model.pb`."""
-    return sorted(
-        int(path.name)
-        for path in base_path.iterdir()
+def find_versions(base_path: Path) -> dict[int, Path]:
+    """Lists the versions in a folder: subfolders named by an integer, with a `saved_model.pb`.
+
+    Zeros may lead; of folders with the same number, `1` goes before `01`.
+    """
+    return {
+        int(path.name): path
+        for path in sorted(base_path.iterdir())
         if path.name.isascii() and path.name.isdigit() and (path / "saved_model.pb").is_file()
-    )
+    }
 
 
 @dataclass(frozen=True)
@@ -165,15 +168,17 @@ class Versions:
 
     def _look(self, config: ModelConfig) -> None:
         try:
-            numbers = find_versions(config.base_path)
+            paths = find_versions(config.base_path)
         except OSError as error:
             self._warn(f"can't look for versions of {self.name} in {config.base_path}: {error}")
             return
-        self._warn(_missing(config, numbers))
-        wanted = [one for one in reversed(numbers) if config.only is None or one in config.only]
+        self._warn(_missing(config, paths))
+        wanted = [one for one in sorted(paths, reverse=True) if config.only is None or one in config.only]
         served: list[int] = []
         for number in wanted:
-            if len(served) != config.newest and (self.is_available(number) or self._try(config, number)):
+            if len(served) != config.newest and (
+                self.is_available(number) or self._try(paths[number], number)
+            ):
                 served.append(number)
         if wanted:
             self._tell_first(None if served else self._versions[wanted[0]].error)
@@ -183,9 +188,8 @@ class Versions:
             if number not in served:
                 self._unload(self._versions[number])
 
-    def _try(self, config: ModelConfig, number: int) -> bool:
+    def _try(self, path: Path, number: int) -> bool:
         """Loads a version, unless it failed before and its files are the same."""
-        path = config.base_path / str(number)
         fingerprint = _fingerprint(path)
         known = self._versions.get(number)
         if known and known.error and known.fingerprint == fingerprint:
@@ -262,7 +266,7 @@ def not_found(name: str, version: int | None) -> RequestError:
     return RequestError(f"Servable not found for request: {wanted}", "NOT_FOUND")
 
 
-def _missing(config: ModelConfig, numbers: list[int]) -> str:
+def _missing(config: ModelConfig, numbers: Collection[int]) -> str:
     """What is to be said of versions that aren't in the folder."""
     if config.only is not None:
         return "; ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -9,14 +10,21 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import requests
 
 from serving.local.__main__ import KEEP_ALIVE
+from serving.local.app import make_app
+from serving.local.config import ModelConfig
+from serving.local.metrics import Metrics
+from serving.local.models import Models
+from serving.local.versions import Loading
 from serving.up import free_port
 from tests.serving.saved_models import save_half
 from tests.serving.test_local_versions import NAME, SECONDS, is_up, start, wait_until
@@ -121,6 +129,68 @@ def test_a_body_that_trickles_in_has_an_end_too(server: Server) -> None:
 
         wait_until(is_answered)
     assert received.startswith(b"HTTP/1.1 408 ")
+
+
+class Upload:
+    """A request whose body the test sends piece by piece, to an application in this process."""
+
+    def __init__(self, app: Any, name: str = NAME) -> None:
+        self._pieces: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._sent: list[dict[str, Any]] = []
+        path = f"/v1/models/{name}:predict"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
+        self._task = asyncio.create_task(app(scope, self._pieces.get, self._send))
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self._sent.append(message)
+
+    async def send(self, piece: bytes) -> None:
+        self._pieces.put_nowait({"type": "http.request", "body": piece, "more_body": True})
+        while not self._pieces.empty():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def end(self) -> tuple[int, str]:
+        """Ends the body; gives code and text of the answer."""
+        assert not self._sent, "answered while it still sends"
+        self._pieces.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+        await self._task
+        return self._sent[0]["status"], self._sent[1]["body"].decode()
+
+    async def leave(self) -> None:
+        self._pieces.put_nowait({"type": "http.disconnect"})
+        await self._task
+
+
+def test_bodies_that_are_not_whole_yet_share_a_room_and_those_without_get_503(tmp_path: Path) -> None:
+    metrics = Metrics()
+    models = Models(Loading(poll_seconds=0))
+    models.apply([ModelConfig(NAME, tmp_path)])  # no version: a body that is taken gets 404
+
+    async def upload() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            app = make_app(models, executor, max_body_bytes=100, max_held_bytes=150, metrics=metrics)
+            first, second, third = Upload(app), Upload(app), Upload(app)
+            await first.send(b" " * 60 + b"{")
+            await second.send(b" " * 80)
+            await third.send(b" " * 20)  # there is no room; what follows is received, not held
+            await third.send(b" " * 20)
+            code, text = await third.end()
+            assert (code, "hold the 150 bytes" in text) == (503, True)
+            await second.send(b" " * 21)  # too large in all, so it holds nothing any longer
+            fourth = Upload(app)
+            await fourth.send(b" " * 80)
+            await fourth.leave()
+            fifth = Upload(app)
+            await fifth.send(b" " * 80 + b"{}")
+            assert (await fifth.end())[0] == 404
+            assert (await second.end())[0] == 413
+            await first.send(b"}")
+            assert (await first.end())[0] == 404
+
+    asyncio.run(upload())
+    models.stop()
+    assert f'request_count{{model_name="{NAME}",status="UNAVAILABLE"}} 1.0' in metrics.page().decode()
 
 
 def read_until(client: socket.socket, ending: bytes, pause: float = 0.0) -> bytes:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
 
-from serving.local.config import read_metrics_path
+from serving.local.app import make_app
+from serving.local.config import ModelConfig, read_metrics_path
+from serving.local.metrics import Metrics
+from serving.local.models import Models
+from serving.local.versions import Loading
 from serving.up import running_server
 from tests.serving.saved_models import save_half
 from tests.serving.test_config import METRICS, queries
+from tests.serving.test_local_clients import Upload
 
 NAME = "half"
 CONFIG = Path(__file__).parents[2] / "serving/config/monitoring.config"
@@ -46,6 +54,27 @@ def test_predictions_and_loads_are_counted_and_timed(tmp_path: Path) -> None:
     assert "other" not in answer.text
     names = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     assert names <= set(METRICS)
+
+
+def test_a_fault_of_the_server_is_counted_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(body: bytes) -> None:
+        raise ZeroDivisionError("no such request")
+
+    monkeypatch.setattr("serving.local.app.decode_request", fail)
+
+    async def ask(name: str) -> tuple[int, str]:
+        return await Upload(make_app(models, executor, metrics=metrics), name).end()
+
+    metrics, models = Metrics(), Models(Loading(poll_seconds=0))
+    models.apply([ModelConfig(NAME, tmp_path)])
+    with ThreadPoolExecutor(1) as executor:
+        for name in (NAME, "other"):
+            code, text = asyncio.run(ask(name))
+            assert (code, json.loads(text)) == (500, {"error": "ZeroDivisionError: no such request"})
+    models.stop()
+    page = metrics.page().decode()
+    assert f':tensorflow:serving:request_count{{model_name="{NAME}",status="INTERNAL"}} 1.0' in page
+    assert "other" not in page
 
 
 def test_dashboard_and_alerts_find_what_they_ask_for(tmp_path: Path) -> None:

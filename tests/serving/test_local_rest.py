@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,12 @@ def test_gzipped_requests_are_unpacked(url: str) -> None:
 )
 def test_wrong_bodies_get_tensorflow_servings_errors(url: str, body: str | bytes, message: str) -> None:
     assert message in error_of(post(url, body))
+
+
+@pytest.mark.parametrize("key", ["inputs", "instances"])
+def test_values_that_are_nested_deeper_than_arrays_are_refused(url: str, key: str) -> None:
+    body = f'{{"{key}": {"[" * 80}1{"]" * 80}}}'
+    assert re.search(r"values are nested (79|80) levels deep", error_of(post(url, body)))
 
 
 def test_errors_of_the_graph_are_the_clients(url: str) -> None:

@@ -76,7 +76,23 @@ def test_only_integer_folders_with_a_model_are_versions(base_path: Path) -> None
         (base_path / name).mkdir()
         (base_path / name / "saved_model.pb").touch()
     (base_path / "30").mkdir()
-    assert find_versions(base_path) == [1, 20]
+    assert find_versions(base_path) == {1: base_path / "1", 20: base_path / "20"}
+
+
+def test_a_version_with_leading_zeros_is_served_from_its_own_folder(
+    base_path: Path, watch: Callable[[], Versions]
+) -> None:
+    save_half(base_path / "00000123", offset=9.0)
+    versions = watch()
+    wait_until(lambda: state_of(versions, 123) != "" and versions.first.done())
+    assert answer_of(versions) == (123, 9.0)
+
+
+def test_of_two_folders_with_one_number_the_one_without_zeros_is_taken(base_path: Path) -> None:
+    for name in ("001", "1", "01"):
+        (base_path / name).mkdir()
+        (base_path / name / "saved_model.pb").touch()
+    assert find_versions(base_path) == {1: base_path / "1"}
 
 
 def test_the_newest_version_is_served_and_a_deleted_one_rolled_back(

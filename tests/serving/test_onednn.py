@@ -1,4 +1,4 @@
-"""TensorFlow runs on oneDNN also on CPUs on which it would not do so by itself."""
+"""How TensorFlow is imported: with oneDNN where it would be off, without packages it does not need."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ def test_stages_and_server_turn_it_on_unless_the_environment_says_otherwise(
 
 def test_the_container_turns_it_on() -> None:
     assert f"ENV {NAME}=1" in (ROOT / "Dockerfile.serving").read_text().splitlines()
+
+
+def test_the_server_imports_nothing_only_because_it_is_installed_and_others_still_can() -> None:
+    code = (
+        "import gc, importlib, importlib.util, sys\n"
+        "from serving.local.model import import_tensorflow as start\n"
+        "before = gc.get_threshold(); start(); names = ['sklearn', 'matplotlib', 'jax']\n"
+        "assert not set(names) & set(sys.modules) and gc.get_threshold() == before\n"
+        "for name in filter(importlib.util.find_spec, names): importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"KERAS_BACKEND": ""}, check=True)

@@ -732,6 +732,60 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert not alert.is_visible()
 
 
+def test_each_image_has_the_version_that_answered_when_another_takes_over(
+    open_page: Callable[..., Page], server_url: str, client: TileClient, tmp_path: Path
+) -> None:
+    info = client.model_info()
+    old, new = str(info.version), str(info.version + 1)
+    asked: list[str] = []
+
+    def answer_status(route: Any) -> None:
+        newest = new if asked else old
+        route.fulfill(json={"model_version_status": [{"version": newest, "state": "AVAILABLE"}]})
+
+    def answer_predict(route: Any) -> None:
+        version = route.request.url.split("/")[-1].removesuffix(":predict")
+        if version == old and asked:  # the old one answers one image
+            route.fulfill(status=404, json={"error": "Servable not found"})
+        elif "model_info" in route.request.post_data:
+            said = json.dumps({"version": 0, "threshold": 0.75 if version == new else info.threshold})
+            route.fulfill(json={"predictions": [said]})
+        else:
+            asked.append(version)
+            route.continue_(url=route.request.url.replace(version, old))
+
+    page = open_page("about:blank", may_complain=True)
+    page.route(f"**/models/{MODEL_NAME}", answer_status)
+    page.route("**/versions/*:predict", answer_predict)
+    page.goto(server_url)
+    page.locator("#connection[data-state=ready]").wait_for()
+    drop_and_wait(page, *(written(tmp_path / f"{name}.png", encoded(tile())) for name in "abcdefg"))
+    assert sorted(page.evaluate("() => items.map(one => one.version)")) == [old] + 6 * [new]
+    assert asked == [old] + 6 * [new]
+    assert page.locator("#connection").inner_text() == f"{MODEL_NAME}, version {new}"
+    assert float(page.locator("#threshold-value").input_value()) == 0.75
+
+
+def test_a_version_that_is_ready_but_not_found_is_not_asked_for_without_end(
+    open_page: Callable[..., Page], server_url: str, tiles: list[Path]
+) -> None:
+    def answer(route: Any) -> None:
+        if "model_info" in route.request.post_data:
+            route.continue_()
+        else:
+            route.fulfill(status=404, json={"error": "Servable not found"})
+
+    page = open_page(server_url, may_complain=True)
+    page.locator("#connection[data-state=ready]").wait_for()
+    page.route("**/versions/*:predict", answer)
+    drop(page, *tiles)
+    page.locator("#banner", has_text="has no such version ready").wait_for()
+    assert [verdict for _, verdict in entries(page)] == 3 * ["waiting"]
+    page.unroute("**/versions/*:predict")
+    page.get_by_role("button", name="Try again").click()
+    wait_until_done(page, 3)
+
+
 def test_a_wrong_server_or_model_is_named_and_can_be_mended(
     open_page: Callable[..., Page], server_url: str, tiles: list[Path]
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import requests
 
 from serving.errors import ServerUnavailable
-from serving.up import IMAGE, choose_backend, free_port, running_server, server_command
+from serving.up import IMAGE, choose_backend, free_port, main, running_server, server_command
 from tests.serving.saved_models import save_half
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ def start(*flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_command_says_how_to_try_it_and_ends_when_told_to(
     base_path: Path, number: signal.Signals
 ) -> None:
@@ -184,6 +185,33 @@ def test_the_command_ends_with_the_servers_exit_code(base_path: Path) -> None:
     _, text = process.communicate(timeout=60)
     assert "unrecognized arguments: --no_such_flag" in text
     assert process.returncode == 2
+
+
+def test_a_port_in_use_is_told_before_a_server_starts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = (
+            f"can't listen on 127.0.0.1 port {port}: Address already in use; use another --rest_api_port"
+        )
+        flags = ["--backend=embedded", f"--rest_api_port={port}", f"--model_base_path={tmp_path}"]
+        assert main(flags) == 1
+        assert capfd.readouterr().err == f"backend: embedded\nerror: {message}\n"
+        with pytest.raises(ServerUnavailable, match=message), running_server(tmp_path, NAME, port):
+            pass
+
+
+def test_a_binary_that_listens_on_all_addresses_is_warned_of(
+    tmp_path: Path, programs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.up._run", lambda server: 0)
+    write_program(programs / "tensorflow_model_server", "exit 0")
+    assert main([f"--model_base_path={tmp_path}"]) == 0
+    warning = "warning: tensorflow_model_server listens on all addresses, not on 127.0.0.1 alone"
+    assert warning in capfd.readouterr().err
+    assert main([f"--model_base_path={tmp_path}", "--host=0.0.0.0"]) == 0
+    assert "warning" not in capfd.readouterr().err
 
 
 def test_the_command_names_a_missing_folder(tmp_path: Path) -> None:
