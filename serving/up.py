@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -87,6 +88,8 @@ def _no_binary() -> str:
 def _no_docker() -> str:
     if not shutil.which("docker"):
         return "no docker on the PATH"
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"{IMAGE} is for x86-64 alone, and this machine is {platform.machine()}"
     try:
         done = subprocess.run(
             ["docker", "info", "--format", "{{.ServerVersion}}"], capture_output=True, text=True, timeout=20
@@ -125,6 +128,7 @@ def server_command(
     return [
         *("docker", "run", "--rm", "--init", "--name", _container(port)),
         *("-p", f"{host}:{port}:8501", "-v", f"{path}:/models/{name}:ro", "-e", f"MODEL_NAME={name}"),
+        *("-e", "TF_ENABLE_ONEDNN_OPTS=1"),
         IMAGE,
         *flags,
     ]
@@ -189,6 +193,8 @@ def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen
     _check_port(server)
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # TensorFlow leaves it off where the CPU has AVX2 alone (docs/performance.md).
+    onednn = {"TF_ENABLE_ONEDNN_OPTS": "1"} if platform.machine() == "x86_64" else {}
     command = server_command(
         server.backend, server.base_path, server.name, server.port, host=server.host, flags=server.flags
     )
@@ -198,7 +204,7 @@ def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen
         stdout=output,
         stderr=output,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**onednn, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
 
 
@@ -273,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
         if not server.base_path.is_dir():
             raise ServerUnavailable(
                 f"no folder {server.base_path}; export a model there (`dvc repro export`) "
-                "or name another --model_base_path"
+                "or name another --model_base_path, that of `make demo` is demo/models/magnetic-tiles"
             )
         print(f"backend: {server.backend}", file=sys.stderr)
         if server.backend == "binary" and server.host not in ("0.0.0.0", "::"):

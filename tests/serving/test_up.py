@@ -62,6 +62,16 @@ def test_docker_without_an_engine_does_not_count(programs: Path) -> None:
         choose_backend("docker")
 
 
+def test_docker_does_not_count_where_its_image_does_not_run(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(programs / "docker", "exit 0")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert choose_backend() == "embedded"
+    with pytest.raises(ServerUnavailable, match="is for x86-64 alone, and this machine is arm64"):
+        choose_backend("docker")
+
+
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
@@ -81,6 +91,7 @@ def test_docker_gets_the_model_as_its_image_expects_it(tmp_path: Path) -> None:
     assert "-p 127.0.0.1:8600:8501" in text
     assert f"-v {tmp_path}/tiles:/models/tiles:ro" in text
     assert "-e MODEL_NAME=tiles" in text
+    assert "-e TF_ENABLE_ONEDNN_OPTS=1" in text
     assert text.endswith(f"{IMAGE} --enable_batching=true")
 
 
@@ -219,7 +230,7 @@ def test_the_command_names_a_missing_folder(tmp_path: Path) -> None:
     _, text = process.communicate(timeout=60)
     assert text == (
         f"error: no folder {tmp_path}/missing; export a model there (`dvc repro export`) "
-        "or name another --model_base_path\n"
+        "or name another --model_base_path, that of `make demo` is demo/models/magnetic-tiles\n"
     )
     assert process.returncode == 1
 
