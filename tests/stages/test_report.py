@@ -18,7 +18,7 @@ from stages.report.__main__ import main, write_report
 from stages.report.charts import Line, line_chart
 from stages.report.comparison import compare_data, compare_metrics, differences
 from stages.report.pictures import Panel
-from stages.report.snapshot import Snapshot, last_other_results
+from stages.report.snapshot import METRICS, Snapshot, last_other_results
 from stages.synthetic import draw_surface
 from stages.verdicts import ImageRow, read_image_rows
 from tests.project import Project
@@ -247,6 +247,24 @@ def test_what_dvc_cannot_give_is_left_out_and_named(project: Project, tmp_path: 
     kinds = {panel.kind for card in content.cards["worst"] for panel in card.panels}
     assert kinds == {"image", "truth", "now"}
     assert content.metrics[0].before != "-", "metrics come from git"
+
+
+def test_a_class_or_size_without_images_now_is_shown_with_what_it_was(
+    project: Project, tmp_path: Path
+) -> None:
+    project = project.copy(tmp_path / "copy")
+    metrics = project.read(METRICS)
+    name, counts = "Crack", metrics["class"].pop("Crack")
+    metrics["size"].popitem()
+    (project.folder / METRICS).write_text(json.dumps(metrics))
+    content = write_report(project.folder, "HEAD", tmp_path / "out", pictures=0)
+    assert (name, {}) in [(one, now) for one, now, _ in content.classes]
+    assert {} in [now for _, now, _ in content.sizes]
+    share = f"{counts['found'] / (counts['found'] + counts['missed']):.0%}"
+    page = (tmp_path / "out" / "report.html").read_text()
+    row = re.search(rf'<th scope="row">{name}</th>.*?</tr>', page, re.DOTALL)
+    assert row
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0]) == ["-", "-", "-", "-", share]
 
 
 def test_without_an_evaluation_there_is_no_report(
