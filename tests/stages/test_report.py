@@ -17,6 +17,7 @@ from scripts.page_screenshot import chromium_path, launch_options
 from stages.report.__main__ import main, write_report
 from stages.report.charts import Line, line_chart
 from stages.report.comparison import compare_data, compare_metrics, differences
+from stages.report.content import gather
 from stages.report.pictures import Panel
 from stages.report.snapshot import METRICS, Snapshot, last_other_results
 from stages.synthetic import draw_surface
@@ -288,6 +289,16 @@ def test_the_commit_to_compare_with_has_other_results(project: Project) -> None:
     lock.write_text(kept)
 
 
+def test_a_commit_that_deleted_the_results_is_none_to_compare_with(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    second = project.run("git", "rev-parse", "--short", "HEAD~").strip()
+    project.run("git", "rm", "-q", "--cached", "dvc.lock")
+    project.run("git", "commit", "-qm", "Results start anew")
+    lock = project.folder / "dvc.lock"
+    lock.write_text(lock.read_text() + "# not committed\n")
+    assert last_other_results(project.folder) == second
+
+
 # By hand
 
 
@@ -295,6 +306,16 @@ def snapshot(**values: Any) -> Snapshot:
     mappings = {key: {} for key in ("metrics", "params", "packages", "tiles", "images", "training")}
     others = {"name": "s", "title": "s", "data_version": "", "thresholds": [], "missing": [], "_files": None}
     return Snapshot(**{**mappings, **others, **values})
+
+
+EVALUATED_BY_HAND: dict[str, Any] = {
+    "metrics": {"threshold": 0.5},
+    "training": {(side, name): [] for side in ("train", "eval") for name in ("dice", "loss")},
+}
+
+
+def image_row(name: str) -> ImageRow:
+    return ImageRow(name, "Crack", name, 0, "defect", "defect", 0.9, 1.0, 0.0, 1, 0, 0)
 
 
 def test_better_and_worse_follow_the_direction_of_each_metric() -> None:
@@ -326,6 +347,25 @@ def test_data_that_came_went_or_changed_is_told_apart() -> None:
         "no longer in the test side": ["b"],
     }
     assert compare_data(now, now) == compare_data(now, snapshot()) == {}
+
+
+def test_only_changes_of_the_test_side_make_figures_of_different_data() -> None:
+    def state(**masks: str) -> Snapshot:
+        tiles = {name: {"image_sha256": "1", "mask_sha256": mask} for name, mask in masks.items()}
+        return snapshot(tiles=tiles, images={"tested": image_row("tested")}, **EVALUATED_BY_HAND)
+
+    before = state(tested="1", trained="1")
+    assert gather(state(tested="1", trained="2", added="1"), before, pictures=0).notices == []
+    (notice,) = gather(state(tested="2", trained="1"), before, pictures=0).notices
+    assert "1 test images are in both, 1 in this one, 1 in the other" in notice
+
+
+@pytest.mark.parametrize("last", [float("nan"), float("inf")])
+def test_a_training_that_went_astray_is_drawn_up_to_there(last: float) -> None:
+    training = {key: [0.5, 0.4, last] for key in EVALUATED_BY_HAND["training"]}
+    now = snapshot(metrics=EVALUATED_BY_HAND["metrics"], training=training)
+    dice, loss = gather(now, None, pictures=0).charts
+    assert [line.points for line in (*dice.lines, *loss.lines)] == [[(1, 0.5), (2, 0.4)]] * 4
 
 
 def test_differences_name_what_is_on_one_side_alone() -> None:
