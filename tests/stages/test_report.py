@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from stages.report.content import gather
 from stages.report.pictures import Panel
 from stages.report.snapshot import METRICS, Snapshot, last_other_results
 from stages.synthetic import draw_surface
-from stages.verdicts import ImageRow, read_image_rows
+from stages.verdicts import ImageRow, as_csv, read_image_rows
 from tests.project import Project
 
 EVALUATED = ("check_packages", "data_load", "data_split", "evaluate")
@@ -266,6 +267,19 @@ def test_a_class_or_size_without_images_now_is_shown_with_what_it_was(
     row = re.search(rf'<th scope="row">{name}</th>.*?</tr>', page, re.DOTALL)
     assert row
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0]) == ["-", "-", "-", "-", share]
+
+
+def test_exposures_that_are_all_left_out_are_not_called_missing(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    row = ImageRow("images/Crack/a.jpg", "Crack", "a", 1, "defect", "defect", 0.9, 1.0, 0.0, 1, 0, 0)
+    other = replace(row, image="images/Free/a.jpg", exposure=2, truth="good")
+    table = project.folder / "results/evaluate/images.csv"
+    table.unlink()
+    table.write_text(as_csv(ImageRow, [row, other]))
+    write_report(project.folder, "HEAD", tmp_path / "out", pictures=0)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "1 more are left out" in page
+    assert "No tile of the test side was photographed more than once" not in page
 
 
 def test_without_an_evaluation_there_is_no_report(
