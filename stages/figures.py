@@ -98,7 +98,7 @@ def figures(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
     classes = {
         name: _class_metrics(by_class[name]) for name in CLASSES if name != GOOD_CLASS and by_class[name]
     }
-    good = by_class[GOOD_CLASS]
+    good = [one for one in by_class[GOOD_CLASS] if not one.tile.defect_pixels]
     false_alarm_rate = _mean([one.any_found for one in good])
     recall = _number(components.recall)
     return {

@@ -51,7 +51,7 @@ def gather_evidence(
 
     Args:
         predictions: of each tile, its probability levels and its true mask, both (H, W) uint8, and
-            whether it is of the good class.
+            whether it is of the good class; with a defect in its mask it is none of the good tiles.
         overlap: share of a defect's pixels that must be found to count it as found.
     """
     evidence = Evidence()
@@ -59,10 +59,10 @@ def gather_evidence(
         reached = mask_levels(levels)
         evidence.counts += count_levels(reached, truth)
         evidence.discoveries += levels_of_discovery(reached, truth, overlap)
-        if good:
-            evidence.alarms.append(int(levels.max()))
-        elif truth.any():
+        if truth.any():
             evidence.catches.append(int(levels.max()))
+        elif good:
+            evidence.alarms.append(int(levels.max()))
     return evidence
 
 

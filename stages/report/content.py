@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,10 +159,13 @@ def _on_good(metrics: Mapping[str, Any]) -> Counts:
 
 def _notices(now: Snapshot, before: Snapshot | None, data: Mapping[str, Sequence[str]]) -> list[str]:
     notices = []
-    if before and any("test side" in change or change.startswith("other") for change in data):
-        both = len(now.images.keys() & before.images.keys())
+    both = now.images.keys() & before.images.keys() if before else set()
+    differs = [
+        change for change, paths in data.items() if "test side" in change or not both.isdisjoint(paths)
+    ]
+    if before and differs:
         notices.append(
-            f"The two states are measured on different data: {both} test images are in both, "
+            f"The two states are measured on different data: {len(both)} test images are in both, "
             f"{len(now.images)} in this one, {len(before.images)} in the other."
         )
     for state in filter(None, (now, before)):
@@ -178,7 +182,7 @@ def _charts(now: Snapshot, before: Snapshot | None) -> list[Chart]:
 
     def training(name: str) -> list[Line]:
         return [
-            Line(words, list(enumerate(state.training[side, name], start=1)), color, dashed)
+            Line(words, _drawable(state.training[side, name]), color, dashed)
             for state, dashed in states
             for color, (side, words) in enumerate((("train", "training"), ("eval", "validation")))
         ]
@@ -208,3 +212,8 @@ def _charts(now: Snapshot, before: Snapshot | None) -> list[Chart]:
         for title, lines, x, y, options in drawn
         if any(line.points for line in lines)
     ]
+
+
+def _drawable(values: Sequence[float]) -> list[tuple[float, float]]:
+    """Epochs and their values; without the last one of a run that went astray, which is NaN or endless."""
+    return [(epoch, value) for epoch, value in enumerate(values, start=1) if math.isfinite(value)]

@@ -149,7 +149,8 @@ def last_other_results(root: Path) -> str | None:
     lock = root / "dvc.lock"
     present = lock.read_bytes() if lock.exists() else b""
     for commit in _git(root, "log", "--format=%h", "--", "dvc.lock").decode().split():
-        if _git(root, "show", f"{commit}:./dvc.lock") != present:
+        deleted = not _git(root, "ls-tree", commit, "dvc.lock")
+        if not deleted and _git(root, "show", f"{commit}:./dvc.lock") != present:
             return commit
     return None
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from serving.postprocessing import mask_at
 from stages.evaluate import choose_threshold, evaluate, predict_levels, prediction_path
-from stages.params import EvaluateParams
+from stages.params import EvaluateParams, MaxFalseAlarmRate
 from stages.tiles import Tile
 from stages.verdicts import read_image_rows
 
@@ -221,6 +221,21 @@ def test_auroc_counts_an_empty_mask_as_good_whatever_its_class(
     assert metrics["auroc"] == pytest.approx(4 / 6)
     assert metrics["class"]["Uneven"]["component_recall"] is None
     assert metrics["false_alarm_rate"] == pytest.approx(1 / 2), "good tiles are those of the class Free"
+
+
+def test_a_tile_with_a_defect_in_its_mask_is_no_false_alarm_whatever_its_class(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> None:
+    marked = tiles.add("Free", "marked", levels(20, 30, r2=250), rows(20, 30, 2))
+    good = tiles.add("Free", "good", levels(20, 30, r2=120), rows(20, 30))
+    point = {"operating_point": MaxFalseAlarmRate(max_false_alarm_rate=0.0)}
+    params = PARAMS.model_copy(update=point)
+    metrics = evaluate(
+        params, model, tiles.root, [*val, marked, good], [*test_side, marked], tmp_path / "out"
+    )
+    assert metrics["threshold"] == pytest.approx(121 / 255), "of the good tile alone"
+    assert metrics["false_alarm_rate"] == pytest.approx(1 / 2), "Free/alarm and Free/clean"
+    assert metrics["missed_image_rate"] == 0.0
 
 
 def test_the_original_protocol_looks_at_the_centre_of_defect_tiles_alone(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from scripts.page_screenshot import chromium_path, launch_options
 from stages.report.__main__ import main, write_report
 from stages.report.charts import Line, line_chart
 from stages.report.comparison import compare_data, compare_metrics, differences
+from stages.report.content import gather
 from stages.report.pictures import Panel
-from stages.report.snapshot import Snapshot, last_other_results
+from stages.report.snapshot import METRICS, Snapshot, last_other_results
 from stages.synthetic import draw_surface
-from stages.verdicts import ImageRow, read_image_rows
+from stages.verdicts import ImageRow, as_csv, read_image_rows
 from tests.project import Project
 
 EVALUATED = ("check_packages", "data_load", "data_split", "evaluate")
@@ -249,6 +251,37 @@ def test_what_dvc_cannot_give_is_left_out_and_named(project: Project, tmp_path: 
     assert content.metrics[0].before != "-", "metrics come from git"
 
 
+def test_a_class_or_size_without_images_now_is_shown_with_what_it_was(
+    project: Project, tmp_path: Path
+) -> None:
+    project = project.copy(tmp_path / "copy")
+    metrics = project.read(METRICS)
+    name, counts = "Crack", metrics["class"].pop("Crack")
+    metrics["size"].popitem()
+    (project.folder / METRICS).write_text(json.dumps(metrics))
+    content = write_report(project.folder, "HEAD", tmp_path / "out", pictures=0)
+    assert (name, {}) in [(one, now) for one, now, _ in content.classes]
+    assert {} in [now for _, now, _ in content.sizes]
+    share = f"{counts['found'] / (counts['found'] + counts['missed']):.0%}"
+    page = (tmp_path / "out" / "report.html").read_text()
+    row = re.search(rf'<th scope="row">{name}</th>.*?</tr>', page, re.DOTALL)
+    assert row
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0]) == ["-", "-", "-", "-", share]
+
+
+def test_exposures_that_are_all_left_out_are_not_called_missing(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    row = ImageRow("images/Crack/a.jpg", "Crack", "a", 1, "defect", "defect", 0.9, 1.0, 0.0, 1, 0, 0)
+    other = replace(row, image="images/Free/a.jpg", exposure=2, truth="good")
+    table = project.folder / "results/evaluate/images.csv"
+    table.unlink()
+    table.write_text(as_csv(ImageRow, [row, other]))
+    write_report(project.folder, "HEAD", tmp_path / "out", pictures=0)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "1 more are left out" in page
+    assert "No tile of the test side was photographed more than once" not in page
+
+
 def test_without_an_evaluation_there_is_no_report(
     tmp_path: Path, project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +303,16 @@ def test_the_commit_to_compare_with_has_other_results(project: Project) -> None:
     lock.write_text(kept)
 
 
+def test_a_commit_that_deleted_the_results_is_none_to_compare_with(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    second = project.run("git", "rev-parse", "--short", "HEAD~").strip()
+    project.run("git", "rm", "-q", "--cached", "dvc.lock")
+    project.run("git", "commit", "-qm", "Results start anew")
+    lock = project.folder / "dvc.lock"
+    lock.write_text(lock.read_text() + "# not committed\n")
+    assert last_other_results(project.folder) == second
+
+
 # By hand
 
 
@@ -277,6 +320,16 @@ def snapshot(**values: Any) -> Snapshot:
     mappings = {key: {} for key in ("metrics", "params", "packages", "tiles", "images", "training")}
     others = {"name": "s", "title": "s", "data_version": "", "thresholds": [], "missing": [], "_files": None}
     return Snapshot(**{**mappings, **others, **values})
+
+
+EVALUATED_BY_HAND: dict[str, Any] = {
+    "metrics": {"threshold": 0.5},
+    "training": {(side, name): [] for side in ("train", "eval") for name in ("dice", "loss")},
+}
+
+
+def image_row(name: str) -> ImageRow:
+    return ImageRow(name, "Crack", name, 0, "defect", "defect", 0.9, 1.0, 0.0, 1, 0, 0)
 
 
 def test_better_and_worse_follow_the_direction_of_each_metric() -> None:
@@ -308,6 +361,25 @@ def test_data_that_came_went_or_changed_is_told_apart() -> None:
         "no longer in the test side": ["b"],
     }
     assert compare_data(now, now) == compare_data(now, snapshot()) == {}
+
+
+def test_only_changes_of_the_test_side_make_figures_of_different_data() -> None:
+    def state(**masks: str) -> Snapshot:
+        tiles = {name: {"image_sha256": "1", "mask_sha256": mask} for name, mask in masks.items()}
+        return snapshot(tiles=tiles, images={"tested": image_row("tested")}, **EVALUATED_BY_HAND)
+
+    before = state(tested="1", trained="1")
+    assert gather(state(tested="1", trained="2", added="1"), before, pictures=0).notices == []
+    (notice,) = gather(state(tested="2", trained="1"), before, pictures=0).notices
+    assert "1 test images are in both, 1 in this one, 1 in the other" in notice
+
+
+@pytest.mark.parametrize("last", [float("nan"), float("inf")])
+def test_a_training_that_went_astray_is_drawn_up_to_there(last: float) -> None:
+    training = {key: [0.5, 0.4, last] for key in EVALUATED_BY_HAND["training"]}
+    now = snapshot(metrics=EVALUATED_BY_HAND["metrics"], training=training)
+    dice, loss = gather(now, None, pictures=0).charts
+    assert [line.points for line in (*dice.lines, *loss.lines)] == [[(1, 0.5), (2, 0.4)]] * 4
 
 
 def test_differences_name_what_is_on_one_side_alone() -> None:
