@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     target = Target(Deployment(base_path), args.config, args.model_name, args.grace)
     try:
         if args.rollback:
-            bad, now = roll_back(target, args.label)
-            sys.stdout.write(f"version {bad} is out of {base_path}; {STABLE} is version {now}\n")
+            bad, now = roll_back(target, args.label, check_only=args.check)
+            out, is_now = ("would leave", "would be") if args.check else ("is out of", "is")
+            sys.stdout.write(f"version {bad} {out} {base_path}; {STABLE} {is_now} version {now}\n")
             return 0
         return _promote(args, target)
     except (ConfigError, OSError) as error:

@@ -111,7 +111,9 @@ def promote(
     return verdict
 
 
-def roll_back(target: Target, label: str = STABLE) -> tuple[int, int | None]:
+def roll_back(
+    target: Target, label: str = STABLE, *, check_only: bool = False
+) -> tuple[int, int | None]:
     """Takes the version that a label names out of service.
 
     `stable` goes back to what it named before; other labels of the version are removed. Once servers
@@ -120,6 +122,7 @@ def roll_back(target: Target, label: str = STABLE) -> tuple[int, int | None]:
     Args:
         target: where.
         label: `stable` or `canary`.
+        check_only: look, and change nothing.
 
     Returns:
         Number of the version, and what `stable` names now.
@@ -141,8 +144,10 @@ def roll_back(target: Target, label: str = STABLE) -> tuple[int, int | None]:
                 if to not in folder.versions():
                     raise ConfigError(f"nothing to go back to from version {bad} in {folder.base_path}")
             journal = {"bad": bad, "to": to}
-            folder.begin_rollback(journal)
-        _finish_rollback(target)
+            if not check_only:
+                folder.begin_rollback(journal)
+        if not check_only:
+            _finish_rollback(target)
     return journal["bad"], journal["to"]
 
 

@@ -222,6 +222,21 @@ def test_check_says_so_and_changes_nothing(
     assert (place.versions, place.labels) == ([], {})
 
 
+def test_check_of_a_rollback_says_so_and_changes_nothing(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, worse = numbers["good"], numbers["worse"]
+    for tag in ("good", "worse"):
+        assert place.promote(tag, lenient=True) == 0
+    capsys.readouterr()
+    assert place.promote("--rollback", "--check") == 0
+    said = f"version {worse} would leave {place.base_path}; stable would be version {good}\n"
+    assert capsys.readouterr().out == said
+    assert (place.versions, place.labels) == ([good, worse], {"stable": worse})
+    assert place.promote("worse", lenient=True) == 0, "no rollback is left to be finished"
+    assert place.labels == {"stable": worse}
+
+
 # What is refused
 
 
