@@ -308,7 +308,18 @@ def test_what_cannot_be_done_is_one_line(
     assert place.versions == []
 
 
-@pytest.mark.parametrize("arguments", [["--keep=0"], ["good", "--rollback"], ["--label=newest"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--keep=0"],
+        ["good", "--rollback"],
+        ["--label=newest"],
+        ["--stage="],
+        [""],
+        ["--rollback", "--grace=-1"],
+        ["--rollback", "--grace=nan"],
+    ],
+)
 def test_wrong_arguments_end_with_2(place: Place, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         place.promote(*arguments)
