@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def _criterion(path: Path, name: str, values: Any) -> Criterion:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN is no number: it would be neither better nor worse than anything, and pass.
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def compare_metrics(

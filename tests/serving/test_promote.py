@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -485,6 +486,7 @@ def test_a_metric_that_does_not_exist_is_no_metric_that_passes() -> None:
         False,
         "dice: no such metric",
     )
+    assert not verdicts(Criterion("dice", "higher", 0.02), {"dice": math.nan}, {"dice": 0.9})[0]
     assert not verdicts(Criterion("class.Crack", "higher", 0.1), {"class": {"Crack": {"dice": 1}}}, None)[0]
 
 
@@ -502,6 +504,8 @@ def test_the_criteria_of_the_project_name_metrics_that_evaluate_writes(project: 
         ("[dice]\nbetter = 'higher'", r"\[dice\] needs better and tolerance"),
         ("[dice]\nbetter = 'higher'\ntolerance = -1", "tolerance not below 0"),
         ("[dice]\nbetter = 'higher'\ntolerance = '0.1'", "must be numbers"),
+        ("[dice]\nbetter = 'higher'\ntolerance = nan", "must be numbers"),
+        ("[dice]\nbetter = 'higher'\ntolerance = 0\nlimit = nan", "must be numbers"),
         ("[dice]\nbetter = 'higher'\ntolerance = 0\nlimits = 1", "may have limit"),
         ("dice = 3", r"\[dice\] needs better"),
         ("[dice", "is not TOML"),
