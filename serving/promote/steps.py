@@ -99,13 +99,19 @@ def promote(
         verdict = Verdict(number, findings, _notes(folder, candidate, served), serving)
         if not verdict.passed or check_only:
             return verdict
+        was_there = number in folder.versions()
         # What stable goes back to; this version itself if it is blessed once more.
         previous = serving if serving != number else folder.blessing(number).get("previous")
         folder.put(candidate.folder, number, _blessing(candidate, verdict, label, previous))
         changes: dict[str, int | None] = {label: number}
         if label == STABLE and labels.get(CANARY) == number:
             changes[CANARY] = None
-        labels = set_labels(target.config, changes, folder.base_path, target.model)
+        try:
+            labels = set_labels(target.config, changes, folder.base_path, target.model)
+        except ConfigError:
+            if not was_there:  # it would be what calls without a label get
+                folder.remove_all_but(set(folder.versions()) - {number})
+            raise
         to_go_back_to = {folder.blessing(one).get("previous") for one in labels.values()}
         folder.remove_all_but({*labels.values(), *to_go_back_to, *folder.versions()[-keep:]})
     return verdict

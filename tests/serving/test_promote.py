@@ -347,6 +347,20 @@ def test_a_label_that_points_nowhere_is_named(
     assert "mend one of them" in capsys.readouterr().err
 
 
+def test_a_version_that_cannot_be_labelled_leaves_the_folder_again(
+    place: Place, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("can't write models.config: Permission denied")
+
+    assert place.promote("good") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.promote.steps.set_labels", refuse)
+        assert place.promote("worse", lenient=True) == 1
+    assert (place.versions, place.labels) == ([numbers["good"]], {"stable": numbers["good"]})
+    assert place.promote("worse", lenient=True) == 0
+
+
 # Killed, and at the same time
 
 ENDS = {
