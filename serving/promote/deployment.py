@@ -85,8 +85,11 @@ class Deployment:
 
     def withdraw(self, number: int) -> None:
         """Takes a version from where servers see it, if it is there; it is kept aside."""
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.base_path / str(number), self._withdrawn / str(number))
+        version, aside = self.base_path / str(number), self._withdrawn / str(number)
+        if version.exists():
+            if aside.exists():  # from a rollback before, copied back by hand
+                os.replace(aside, self._scratch / f"old-{number}")
+            os.replace(version, aside)
 
     def withdrawn(self, number: int) -> Path | None:
         """Where a version lies that was rolled back; None if it was not."""

@@ -361,6 +361,22 @@ def test_a_version_that_cannot_be_labelled_leaves_the_folder_again(
     assert place.promote("worse", lenient=True) == 0
 
 
+def test_a_version_that_was_copied_back_by_hand_can_be_rolled_back_again(
+    place: Place, numbers: dict[str, int]
+) -> None:
+    good, worse = numbers["good"], numbers["worse"]
+    for tag in ("good", "worse"):
+        assert place.promote(tag, lenient=True) == 0
+    assert place.promote("--rollback") == 0
+    aside = Deployment(place.base_path).withdrawn(worse)
+    assert aside
+    shutil.copytree(aside, place.base_path / str(worse))
+    set_labels(place.config, {"stable": worse}, place.base_path)
+    assert place.promote("--rollback") == 0
+    assert (place.versions, place.labels) == ([good], {"stable": good})
+    assert aside.exists()
+
+
 # Killed, and at the same time
 
 ENDS = {
