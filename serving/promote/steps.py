@@ -145,10 +145,12 @@ def roll_back(
             if bad is None:
                 raise ConfigError(f"no version is labelled {label} in {target.config}")
             to = labels.get(STABLE)
+            others = set(folder.versions()) - {bad}
             if to == bad:
                 to = folder.blessing(bad).get("previous")
-                if to not in folder.versions():
-                    raise ConfigError(f"nothing to go back to from version {bad} in {folder.base_path}")
+                others &= {to}
+            if not others:
+                raise ConfigError(f"nothing to go back to from version {bad} in {folder.base_path}")
             journal = {"bad": bad, "to": to}
             if not check_only:
                 folder.begin_rollback(journal)

@@ -337,6 +337,15 @@ def test_the_first_version_cannot_be_rolled_back(
     assert place.versions == [numbers["good"]]
 
 
+def test_a_canary_that_is_the_only_version_cannot_be_rolled_back(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.promote("good", "--label=canary") == 0
+    assert place.promote("--rollback", "--label=canary") == 1
+    assert f"nothing to go back to from version {numbers['good']}" in capsys.readouterr().err
+    assert place.versions == [numbers["good"]]
+
+
 def test_a_label_that_points_nowhere_is_named(
     place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
