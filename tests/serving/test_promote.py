@@ -386,6 +386,19 @@ def test_a_version_that_was_copied_back_by_hand_can_be_rolled_back_again(
     assert aside.exists()
 
 
+def test_a_broken_blessing_or_note_of_a_rollback_is_named(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.promote("good") == 0
+    hidden = place.base_path.parent / f".{MODEL_NAME}"
+    for path in (place.base_path / str(numbers["good"]) / BLESSING, hidden / "rollback.json"):
+        path.write_text("")
+        capsys.readouterr()
+        assert place.promote("--rollback") == 1
+        assert capsys.readouterr().err.startswith(f"error: can't read {path}: ")
+    assert (place.versions, place.labels) == ([numbers["good"]], {"stable": numbers["good"]})
+
+
 # Killed, and at the same time
 
 ENDS = {
