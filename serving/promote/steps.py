@@ -89,7 +89,8 @@ def promote(
         serving = _serving(target, labels)
         candidate = fetch(scratch)
         number = candidate.number
-        if number in folder.versions() and fingerprint(folder.base_path / str(number)) != candidate.sha256:
+        there = folder.base_path / str(number)
+        if there.exists() and fingerprint(there) != candidate.sha256:
             raise ConfigError(
                 f"{folder.base_path} has a version {number} of other contents; export a new version"
             )

@@ -399,6 +399,16 @@ def test_a_broken_blessing_or_note_of_a_rollback_is_named(
     assert (place.versions, place.labels) == ([numbers["good"]], {"stable": numbers["good"]})
 
 
+def test_half_a_version_in_the_folder_is_not_blessed(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = place.base_path / str(numbers["good"])
+    (half / "assets.extra").mkdir(parents=True)
+    assert place.promote("good") == 1
+    assert f"has a version {numbers['good']} of other contents" in capsys.readouterr().err
+    assert not (half / BLESSING).exists()
+
+
 # Killed, and at the same time
 
 ENDS = {
