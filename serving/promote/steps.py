@@ -169,7 +169,11 @@ def _finish_rollback(target: Target) -> None:
     named = [name for name, one in read_labels(target.config, target.model).items() if one == journal["bad"]]
     if named:
         changes = {name: journal["to"] if name == STABLE else None for name in named}
-        set_labels(target.config, changes, folder.base_path, target.model)
+        try:
+            set_labels(target.config, changes, folder.base_path, target.model)
+        except ConfigError:
+            folder.end_rollback()  # nothing is changed yet, and no later promotion is to do it unasked
+            raise
     # A server that still has the old labels must find the version.
     time.sleep(target.grace)
     folder.withdraw(journal["bad"])

@@ -356,18 +356,32 @@ def test_a_label_that_points_nowhere_is_named(
     assert "mend one of them" in capsys.readouterr().err
 
 
+def refuse(*_: object) -> None:
+    """In the place of `set_labels`."""
+    raise ConfigError("can't write models.config: Permission denied")
+
+
 def test_a_version_that_cannot_be_labelled_leaves_the_folder_again(
     place: Place, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise ConfigError("can't write models.config: Permission denied")
-
     assert place.promote("good") == 0
     with monkeypatch.context() as patch:
         patch.setattr("serving.promote.steps.set_labels", refuse)
         assert place.promote("worse", lenient=True) == 1
     assert (place.versions, place.labels) == ([numbers["good"]], {"stable": numbers["good"]})
     assert place.promote("worse", lenient=True) == 0
+
+
+def test_a_rollback_that_cannot_set_labels_is_not_done_by_a_later_promotion(
+    place: Place, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tag in ("good", "worse"):
+        assert place.promote(tag, lenient=True) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.promote.steps.set_labels", refuse)
+        assert place.promote("--rollback") == 1
+    assert place.promote("worse", lenient=True) == 0
+    assert (place.versions, place.labels) == (sorted(numbers.values()), {"stable": numbers["worse"]})
 
 
 def test_a_version_that_was_copied_back_by_hand_can_be_rolled_back_again(
