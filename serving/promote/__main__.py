@@ -88,7 +88,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("rev", nargs="?", type=_name, metavar="REV", help="git revision (default: the working tree)")
+    source.add_argument(
+        "rev", nargs="?", type=_name, metavar="REV", help="git revision (default: the working tree)"
+    )
     source.add_argument("--stage", type=_name, metavar="STAGE", help="stage of GTO, such as prod")
     source.add_argument("--rollback", action="store_true", help="take the labelled version out of service")
     add("--label", choices=(STABLE, CANARY), default=STABLE, help=f"default: {STABLE}")

@@ -118,9 +118,7 @@ def promote(
     return verdict
 
 
-def roll_back(
-    target: Target, label: str = STABLE, *, check_only: bool = False
-) -> tuple[int, int | None]:
+def roll_back(target: Target, label: str = STABLE, *, check_only: bool = False) -> tuple[int, int | None]:
     """Takes the version that a label names out of service.
 
     `stable` goes back to what it named before; other labels of the version are removed. Once servers
