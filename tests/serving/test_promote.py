@@ -560,7 +560,7 @@ def test_a_limit_holds_whatever_is_served() -> None:
 def test_a_metric_that_does_not_exist_is_no_metric_that_passes() -> None:
     assert verdicts(Criterion("dice", "higher", 0.02), {"dice_pooled": 1.0}, None) == (
         False,
-        "dice: no such metric",
+        "dice: no such metric, or no number",
     )
     assert not verdicts(Criterion("dice", "higher", 0.02), {"dice": math.nan}, {"dice": 0.9})[0]
     assert not verdicts(Criterion("class.Crack", "higher", 0.1), {"class": {"Crack": {"dice": 1}}}, None)[0]
