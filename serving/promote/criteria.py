@@ -95,7 +95,9 @@ def _compare(one: Criterion, candidate: Mapping[str, Any], serving: Mapping[str,
     (is_known, value), (_, served) = _find(candidate, one.metric), _find(serving, one.metric)
     if value is None:
         passed = is_known and served is None and one.limit is None
-        return Finding(passed, f"{one.metric}: {'not measured' if is_known else 'no such metric, or no number'}")
+        return Finding(
+            passed, f"{one.metric}: {'not measured' if is_known else 'no such metric, or no number'}"
+        )
     sign = 1 if one.better == "higher" else -1
     problems = []
     # The small amount lets a difference of just the tolerance pass in spite of rounding.
