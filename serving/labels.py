@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import re
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,36 @@ def set_labels(
     Raises:
         ConfigError: the file can't be read or written, lacks the model, or a version isn't there.
     """
-    head, message = _read(config)
-    labels = _find(config, message, model).version_labels
-    for label, version in changes.items():
-        if not re.fullmatch(r"[\w-]+", label, re.ASCII):
-            raise ConfigError(f"{label!r} can't be a label; use letters, digits, - and _")
-        if version is None:
-            labels.pop(label, None)
-        else:
-            _check_version(base_path, version)
-            labels[label] = version
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+    with _locked(config):
+        head, message = _read(config)
+        labels = _find(config, message, model).version_labels
+        for label, version in changes.items():
+            if not re.fullmatch(r"[\w-]+", label, re.ASCII):
+                raise ConfigError(f"{label!r} can't be a label; use letters, digits, - and _")
+            if version is None:
+                labels.pop(label, None)
+            else:
+                _check_version(base_path, version)
+                labels[label] = version
+        from google.protobuf import text_format  # type: ignore[import-untyped]
 
-    _replace(config, head + text_format.MessageToString(message))
+        _replace(config, head + text_format.MessageToString(message))
     return dict(sorted(labels.items()))
+
+
+@contextlib.contextmanager
+def _locked(config: Path) -> Iterator[None]:
+    """Who else changes the file waits: what is written between reading and writing would be lost."""
+    try:
+        folder = os.open(config.resolve().parent, os.O_RDONLY)  # the file itself is replaced
+    except OSError as error:
+        raise ConfigError(f"can't read {config}: {error.strerror}") from error
+    try:
+        with contextlib.suppress(OSError):  # some file systems, NFS among them, lock no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _check_version(base_path: Path, version: int) -> None:

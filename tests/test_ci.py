@@ -82,6 +82,13 @@ def test_no_key_that_lasts_gives_access_to_a_cloud(workflow: Path) -> None:
             assert set(step["with"]) <= {"role-to-assume", "aws-region", "role-duration-seconds"}
 
 
+def test_an_experiment_by_hand_ends_no_other() -> None:
+    workflow = YAML(typ="safe").load(ROOT / ".github/workflows/experiment.yml")
+    assert workflow["concurrency"]["group"] == (
+        "experiment-${{ github.event_name == 'push' && github.ref || github.run_id }}"
+    )
+
+
 def test_what_a_workflow_runs_is_there_and_tested() -> None:
     commands = "\n".join(step.get("run", "") for workflow in WORKFLOWS for step in steps(workflow))
     for module in re.findall(r"python -m ((?:stages|serving|scripts)\S+)", commands):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -44,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     target = Target(Deployment(base_path), args.config, args.model_name, args.grace)
     try:
         if args.rollback:
-            bad, now = roll_back(target, args.label)
-            sys.stdout.write(f"version {bad} is out of {base_path}; {STABLE} is version {now}\n")
+            bad, now = roll_back(target, args.label, check_only=args.check)
+            out, is_now = ("would leave", "would be") if args.check else ("is out of", "is")
+            sys.stdout.write(f"version {bad} {out} {base_path}; {STABLE} {is_now} version {now}\n")
             return 0
         return _promote(args, target)
     except (ConfigError, OSError) as error:
@@ -86,8 +88,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("rev", nargs="?", metavar="REV", help="git revision (default: the working tree)")
-    source.add_argument("--stage", metavar="STAGE", help="stage of GTO, such as prod")
+    source.add_argument(
+        "rev", nargs="?", type=_name, metavar="REV", help="git revision (default: the working tree)"
+    )
+    source.add_argument("--stage", type=_name, metavar="STAGE", help="stage of GTO, such as prod")
     source.add_argument("--rollback", action="store_true", help="take the labelled version out of service")
     add("--label", choices=(STABLE, CANARY), default=STABLE, help=f"default: {STABLE}")
     add("--check", action="store_true", help="say what would be done, and change nothing")
@@ -110,13 +114,26 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--keep", type=_count, default=2, metavar="N", help="newest versions that stay (default: 2)")
     add(
         "--grace",
-        type=float,
+        type=_seconds,
         default=15.0,
         metavar="S",
         help="seconds until all servers have read the labels again; a rollback waits so long before "
         "the version leaves the folder (default: 15)",
     )
     return parser.parse_args(argv)
+
+
+def _name(text: str) -> str:
+    if not text:  # of a variable that is not set, say; the working tree would be promoted in its place
+        raise argparse.ArgumentTypeError("an empty text names no version")
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, at least 0")
+    return seconds
 
 
 def _count(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def _criterion(path: Path, name: str, values: Any) -> Criterion:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN is no number: it would be neither better nor worse than anything, and pass.
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def compare_metrics(
@@ -93,7 +95,9 @@ def _compare(one: Criterion, candidate: Mapping[str, Any], serving: Mapping[str,
     (is_known, value), (_, served) = _find(candidate, one.metric), _find(serving, one.metric)
     if value is None:
         passed = is_known and served is None and one.limit is None
-        return Finding(passed, f"{one.metric}: {'not measured' if is_known else 'no such metric'}")
+        return Finding(
+            passed, f"{one.metric}: {'not measured' if is_known else 'no such metric, or no number'}"
+        )
     sign = 1 if one.better == "higher" else -1
     problems = []
     # The small amount lets a difference of just the tolerance pass in spite of rounding.

@@ -85,8 +85,11 @@ class Deployment:
 
     def withdraw(self, number: int) -> None:
         """Takes a version from where servers see it, if it is there; it is kept aside."""
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.base_path / str(number), self._withdrawn / str(number))
+        version, aside = self.base_path / str(number), self._withdrawn / str(number)
+        if version.exists():
+            if aside.exists():  # from a rollback before, copied back by hand
+                os.replace(aside, self._scratch / f"old-{number}")
+            os.replace(version, aside)
 
     def withdrawn(self, number: int) -> Path | None:
         """Where a version lies that was rolled back; None if it was not."""
@@ -115,11 +118,20 @@ class Deployment:
     def _write_json(self, path: Path, document: Mapping[str, Any]) -> None:
         draft = self._scratch / "document.json"
         try:
-            draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(document, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # else the machine can stop with a file that is there and empty
             os.replace(draft, path)
         except OSError as error:
             raise ConfigError(f"can't write {self.base_path}: {error.strerror}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"can't read {path}: {error}; mend or delete it") from error
+    return document

@@ -89,7 +89,8 @@ def promote(
         serving = _serving(target, labels)
         candidate = fetch(scratch)
         number = candidate.number
-        if number in folder.versions() and fingerprint(folder.base_path / str(number)) != candidate.sha256:
+        there = folder.base_path / str(number)
+        if there.exists() and fingerprint(there) != candidate.sha256:
             raise ConfigError(
                 f"{folder.base_path} has a version {number} of other contents; export a new version"
             )
@@ -99,19 +100,25 @@ def promote(
         verdict = Verdict(number, findings, _notes(folder, candidate, served), serving)
         if not verdict.passed or check_only:
             return verdict
+        was_there = number in folder.versions()
         # What stable goes back to; this version itself if it is blessed once more.
         previous = serving if serving != number else folder.blessing(number).get("previous")
         folder.put(candidate.folder, number, _blessing(candidate, verdict, label, previous))
         changes: dict[str, int | None] = {label: number}
         if label == STABLE and labels.get(CANARY) == number:
             changes[CANARY] = None
-        labels = set_labels(target.config, changes, folder.base_path, target.model)
+        try:
+            labels = set_labels(target.config, changes, folder.base_path, target.model)
+        except ConfigError:
+            if not was_there:  # it would be what calls without a label get
+                folder.remove_all_but(set(folder.versions()) - {number})
+            raise
         to_go_back_to = {folder.blessing(one).get("previous") for one in labels.values()}
         folder.remove_all_but({*labels.values(), *to_go_back_to, *folder.versions()[-keep:]})
     return verdict
 
 
-def roll_back(target: Target, label: str = STABLE) -> tuple[int, int | None]:
+def roll_back(target: Target, label: str = STABLE, *, check_only: bool = False) -> tuple[int, int | None]:
     """Takes the version that a label names out of service.
 
     `stable` goes back to what it named before; other labels of the version are removed. Once servers
@@ -120,6 +127,7 @@ def roll_back(target: Target, label: str = STABLE) -> tuple[int, int | None]:
     Args:
         target: where.
         label: `stable` or `canary`.
+        check_only: look, and change nothing.
 
     Returns:
         Number of the version, and what `stable` names now.
@@ -136,13 +144,17 @@ def roll_back(target: Target, label: str = STABLE) -> tuple[int, int | None]:
             if bad is None:
                 raise ConfigError(f"no version is labelled {label} in {target.config}")
             to = labels.get(STABLE)
+            others = set(folder.versions()) - {bad}
             if to == bad:
                 to = folder.blessing(bad).get("previous")
-                if to not in folder.versions():
-                    raise ConfigError(f"nothing to go back to from version {bad} in {folder.base_path}")
+                others &= {to}
+            if not others:
+                raise ConfigError(f"nothing to go back to from version {bad} in {folder.base_path}")
             journal = {"bad": bad, "to": to}
-            folder.begin_rollback(journal)
-        _finish_rollback(target)
+            if not check_only:
+                folder.begin_rollback(journal)
+        if not check_only:
+            _finish_rollback(target)
     return journal["bad"], journal["to"]
 
 
@@ -155,7 +167,11 @@ def _finish_rollback(target: Target) -> None:
     named = [name for name, one in read_labels(target.config, target.model).items() if one == journal["bad"]]
     if named:
         changes = {name: journal["to"] if name == STABLE else None for name in named}
-        set_labels(target.config, changes, folder.base_path, target.model)
+        try:
+            set_labels(target.config, changes, folder.base_path, target.model)
+        except ConfigError:
+            folder.end_rollback()  # nothing is changed yet, and no later promotion is to do it unasked
+            raise
     # A server that still has the old labels must find the version.
     time.sleep(target.grace)
     folder.withdraw(journal["bad"])

@@ -164,6 +164,8 @@ def test_queries_name_metrics_and_labels_that_exist(where: str) -> None:
         assert (base in HISTOGRAMS) == (name != base), f"{name} is a histogram's part or no histogram"
         there = METRICS[base] | {"le"}
         assert set(re.findall(r'(\w+)!?=~?"', selector)) <= there
+        if base == ":tensorflow:serving:request_latency":
+            assert 'API=~"[Pp]redict"' in selector, "REST and gRPC spell it each in its own way"
         for group in labels:
             assert {label.strip() for label in group.split(",")} <= there
 
@@ -219,7 +221,8 @@ def silent(alert: str, at: str) -> dict[str, object]:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool on the PATH (Debian: prometheus)")
-def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", ["predict", "Predict"])  # of REST and of gRPC
+def test_alerts_fire_when_they_should_and_not_before(api: str, tmp_path: Path) -> None:
     count, latency = ":tensorflow:serving:request_count", ":tensorflow:serving:request_latency_bucket"
     loads = ":tensorflow:cc:saved_model:load_attempt_count"
     target = {"job": "serving", "instance": "serving:8501"}
@@ -227,9 +230,9 @@ def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
         'up{job="serving",instance="serving:8501"}': "1x10 0x20",
         f'{count}{{model_name="m",status="OK"}}': "0+60x30",
         f'{count}{{model_name="m",status="UNAVAILABLE"}}': "0x10 3+3x20",  # from then on 3 of 63
-        f'{latency}{{API="predict",le="500000"}}': "0+60x10 600x20",
-        f'{latency}{{API="predict",le="2000000"}}': "0+60x30",
-        f'{latency}{{API="predict",le="+Inf"}}': "0+60x30",
+        f'{latency}{{API="{api}",le="500000"}}': "0+60x10 600x20",
+        f'{latency}{{API="{api}",le="2000000"}}': "0+60x30",
+        f'{latency}{{API="{api}",le="+Inf"}}': "0+60x30",
         f'{loads}{{model_path="/models/m/2",status="fail"}}': "_x10 1x20",
     }
     test = {

@@ -117,6 +117,20 @@ def test_a_reader_never_sees_half_a_file(config: Path, base_path: Path) -> None:
     assert [path.name for path in config.parent.glob("*config*")] == ["models.config"]
 
 
+def test_changes_at_the_same_time_are_all_kept(config: Path, base_path: Path) -> None:
+    def change(label: str) -> None:
+        set_labels(config, {label: STABLE}, base_path)
+
+    for _ in range(20):
+        set_labels(config, {"one": None, "two": None}, base_path)
+        threads = [threading.Thread(target=change, args=(label,)) for label in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert read_labels(config) == {"one": STABLE, "two": STABLE}
+
+
 def test_the_servers_user_can_read_what_was_written(config: Path, base_path: Path) -> None:
     config.chmod(0o644)
     set_labels(config, {"stable": STABLE}, base_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,21 @@ def test_check_says_so_and_changes_nothing(
     assert (place.versions, place.labels) == ([], {})
 
 
+def test_check_of_a_rollback_says_so_and_changes_nothing(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, worse = numbers["good"], numbers["worse"]
+    for tag in ("good", "worse"):
+        assert place.promote(tag, lenient=True) == 0
+    capsys.readouterr()
+    assert place.promote("--rollback", "--check") == 0
+    said = f"version {worse} would leave {place.base_path}; stable would be version {good}\n"
+    assert capsys.readouterr().out == said
+    assert (place.versions, place.labels) == ([good, worse], {"stable": worse})
+    assert place.promote("worse", lenient=True) == 0, "no rollback is left to be finished"
+    assert place.labels == {"stable": worse}
+
+
 # What is refused
 
 
@@ -293,7 +309,18 @@ def test_what_cannot_be_done_is_one_line(
     assert place.versions == []
 
 
-@pytest.mark.parametrize("arguments", [["--keep=0"], ["good", "--rollback"], ["--label=newest"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--keep=0"],
+        ["good", "--rollback"],
+        ["--label=newest"],
+        ["--stage="],
+        [""],
+        ["--rollback", "--grace=-1"],
+        ["--rollback", "--grace=nan"],
+    ],
+)
 def test_wrong_arguments_end_with_2(place: Place, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         place.promote(*arguments)
@@ -310,6 +337,15 @@ def test_the_first_version_cannot_be_rolled_back(
     assert place.versions == [numbers["good"]]
 
 
+def test_a_canary_that_is_the_only_version_cannot_be_rolled_back(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.promote("good", "--label=canary") == 0
+    assert place.promote("--rollback", "--label=canary") == 1
+    assert f"nothing to go back to from version {numbers['good']}" in capsys.readouterr().err
+    assert place.versions == [numbers["good"]]
+
+
 def test_a_label_that_points_nowhere_is_named(
     place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +354,73 @@ def test_a_label_that_points_nowhere_is_named(
     shutil.rmtree(place.base_path / str(numbers["good"]))
     assert place.promote("good") == 1
     assert "mend one of them" in capsys.readouterr().err
+
+
+def refuse(*_: object) -> None:
+    """In the place of `set_labels`."""
+    raise ConfigError("can't write models.config: Permission denied")
+
+
+def test_a_version_that_cannot_be_labelled_leaves_the_folder_again(
+    place: Place, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert place.promote("good") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.promote.steps.set_labels", refuse)
+        assert place.promote("worse", lenient=True) == 1
+    assert (place.versions, place.labels) == ([numbers["good"]], {"stable": numbers["good"]})
+    assert place.promote("worse", lenient=True) == 0
+
+
+def test_a_rollback_that_cannot_set_labels_is_not_done_by_a_later_promotion(
+    place: Place, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tag in ("good", "worse"):
+        assert place.promote(tag, lenient=True) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.promote.steps.set_labels", refuse)
+        assert place.promote("--rollback") == 1
+    assert place.promote("worse", lenient=True) == 0
+    assert (place.versions, place.labels) == (sorted(numbers.values()), {"stable": numbers["worse"]})
+
+
+def test_a_version_that_was_copied_back_by_hand_can_be_rolled_back_again(
+    place: Place, numbers: dict[str, int]
+) -> None:
+    good, worse = numbers["good"], numbers["worse"]
+    for tag in ("good", "worse"):
+        assert place.promote(tag, lenient=True) == 0
+    assert place.promote("--rollback") == 0
+    aside = Deployment(place.base_path).withdrawn(worse)
+    assert aside
+    shutil.copytree(aside, place.base_path / str(worse))
+    set_labels(place.config, {"stable": worse}, place.base_path)
+    assert place.promote("--rollback") == 0
+    assert (place.versions, place.labels) == ([good], {"stable": good})
+    assert aside.exists()
+
+
+def test_a_broken_blessing_or_note_of_a_rollback_is_named(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.promote("good") == 0
+    hidden = place.base_path.parent / f".{MODEL_NAME}"
+    for path in (place.base_path / str(numbers["good"]) / BLESSING, hidden / "rollback.json"):
+        path.write_text("")
+        capsys.readouterr()
+        assert place.promote("--rollback") == 1
+        assert capsys.readouterr().err.startswith(f"error: can't read {path}: ")
+    assert (place.versions, place.labels) == ([numbers["good"]], {"stable": numbers["good"]})
+
+
+def test_half_a_version_in_the_folder_is_not_blessed(
+    place: Place, numbers: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = place.base_path / str(numbers["good"])
+    (half / "assets.extra").mkdir(parents=True)
+    assert place.promote("good") == 1
+    assert f"has a version {numbers['good']} of other contents" in capsys.readouterr().err
+    assert not (half / BLESSING).exists()
 
 
 # Killed, and at the same time
@@ -457,8 +560,9 @@ def test_a_limit_holds_whatever_is_served() -> None:
 def test_a_metric_that_does_not_exist_is_no_metric_that_passes() -> None:
     assert verdicts(Criterion("dice", "higher", 0.02), {"dice_pooled": 1.0}, None) == (
         False,
-        "dice: no such metric",
+        "dice: no such metric, or no number",
     )
+    assert not verdicts(Criterion("dice", "higher", 0.02), {"dice": math.nan}, {"dice": 0.9})[0]
     assert not verdicts(Criterion("class.Crack", "higher", 0.1), {"class": {"Crack": {"dice": 1}}}, None)[0]
 
 
@@ -476,6 +580,8 @@ def test_the_criteria_of_the_project_name_metrics_that_evaluate_writes(project: 
         ("[dice]\nbetter = 'higher'", r"\[dice\] needs better and tolerance"),
         ("[dice]\nbetter = 'higher'\ntolerance = -1", "tolerance not below 0"),
         ("[dice]\nbetter = 'higher'\ntolerance = '0.1'", "must be numbers"),
+        ("[dice]\nbetter = 'higher'\ntolerance = nan", "must be numbers"),
+        ("[dice]\nbetter = 'higher'\ntolerance = 0\nlimit = nan", "must be numbers"),
         ("[dice]\nbetter = 'higher'\ntolerance = 0\nlimits = 1", "may have limit"),
         ("dice = 3", r"\[dice\] needs better"),
         ("[dice", "is not TOML"),
