@@ -22,8 +22,8 @@ LONGEST = ("test_tutorial.py", "test_experiments.py")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, as tests wait for servers and for processes that they start."""
-    return min(4, (os.cpu_count() or 1) + 1)
+    """As many as there are cores, but three on two, as tests wait for processes that they start."""
+    return min(4, max(3, os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
