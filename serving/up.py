@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from serving import onednn
 from serving.errors import ServerUnavailable
 
 __all__ = ["BACKENDS", "IMAGE", "choose_backend", "free_port", "main", "running_server", "server_command"]
@@ -193,8 +194,6 @@ def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen
     _check_port(server)
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # TensorFlow leaves it off where the CPU has AVX2 alone (docs/performance.md).
-    onednn = {"TF_ENABLE_ONEDNN_OPTS": "1"} if platform.machine() == "x86_64" else {}
     command = server_command(
         server.backend, server.base_path, server.name, server.port, host=server.host, flags=server.flags
     )
@@ -204,7 +203,7 @@ def _start(server: _Server, output: IO[bytes] | None = None) -> subprocess.Popen
         stdout=output,
         stderr=output,
         start_new_session=True,
-        env={**onednn, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**onednn.SETTING, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
 
 

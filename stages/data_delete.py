@@ -1,9 +1,9 @@
 """Deletes images from the data: `python -m stages.data_delete Crack/exp1_num_58003 ...`.
 
 An image is named as in data/tiles, with or without folder and suffix. The same picture under another
-name goes, too. One that was added goes
-from data/own; one of the source is left out from now on, as data/pins.csv says. Earlier versions
-keep it. `stages.data_add` brings it back, to the side of the split that it was on.
+name goes, too. One that was added goes from data/own; one of the source is left out from now on, as
+data/pins.csv says. Earlier versions keep it. `stages.data_add` brings it back, to the side of the
+split that it was on.
 """
 
 from __future__ import annotations

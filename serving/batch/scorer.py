@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -154,9 +153,7 @@ class Scorer:
             mask_file, name = _png(mask), label(mask)
         try:
             self._settings.out.write(path, mask_file)
-        except ServingError as error:
-            if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:
-                raise
+        except ImageError as error:  # no mask can have its name
             return {**image, "error": str(error)}
         height, width = mask.shape
         defects = [_flat(defect) for defect in find_defects(mask, levels)]

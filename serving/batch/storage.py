@@ -124,6 +124,7 @@ class Folder:
         """Writes a file of a relative path, in place of an earlier one.
 
         Raises:
+            ImageError: no file can have such a name.
             ServingError: it can't be written.
         """
         with _explained("write", f"{self.url}/{name}"):

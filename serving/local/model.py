@@ -7,7 +7,6 @@ import functools
 import gc
 import logging
 import os
-import platform
 import sys
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from serving.local.batching import Arrays, Batcher, BatchQueue
 from serving.local.status import CODES, RequestError
+from serving.onednn import use_onednn
 
 __all__ = ["Model", "hushed", "import_tensorflow"]
 
@@ -93,9 +93,7 @@ def import_tensorflow() -> Any:
 @functools.cache
 def _import_tensorflow() -> Any:
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # By itself it uses oneDNN only on CPUs with AVX-512 for networks or AMX (docs/performance.md).
-    if platform.machine() == "x86_64":
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    use_onednn()
     # Some notices come before TensorFlow has read its level.
     with contextlib.nullcontext() if level == "0" else hushed(), _light():
         import tensorflow as tf
