@@ -79,7 +79,7 @@ def data_split(
     if params.strategy == "grouped" and any(summary["leaks"].values()):
         raise StageError(
             f"data_split: the grouped split leaks: {summary['leaks']}. Give identical images one tile name, "
-            f"or delete all but one: {'; '.join(_twins(ordered)) or 'there is none'}"
+            f"or take all but one out of the source: {'; '.join(_twins(ordered)) or 'there is none'}"
         )
     out.mkdir(parents=True, exist_ok=True)
     for side in SIDES:

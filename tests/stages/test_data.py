@@ -84,7 +84,9 @@ def test_identical_pictures_without_structure_are_named_where_they_leak(tmp_path
         return np.full_like(levels, 255) if index in (1, 3, 5, 7, 9, 11, 13) else levels
 
     tiles = many(tmp_path, part)
-    with pytest.raises(StageError, match="delete all but one: Crack/1, Crack/11, Crack/13, Crack/3"):
+    with pytest.raises(
+        StageError, match="take all but one out of the source: Crack/1, Crack/11, Crack/13, Crack/3"
+    ):
         data_split(SPLIT, tmp_path / "tiles", tiles, tmp_path / "split")
 
 
