@@ -137,14 +137,25 @@ def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> 
         pass
 
 
-def test_a_server_without_a_model_is_reported_after_the_time_out(tmp_path: Path) -> None:
+def test_a_server_without_a_model_is_reported_after_the_time_out(tmp_path: Path, programs: Path) -> None:
+    write_program(
+        programs / "tensorflow_model_server", "echo 'No versions of servable half'; exec /bin/sleep 60"
+    )
     with (
         pytest.raises(
             ServerUnavailable, match=r"no version of half available after 2 s(.|\n)*No versions of"
         ),
-        running_server(tmp_path, NAME, timeout=2),
+        running_server(tmp_path, NAME, backend="binary", timeout=2),
     ):
         pass
+
+
+def test_the_embedded_server_says_what_it_misses(tmp_path: Path) -> None:
+    command = server_command("embedded", tmp_path, NAME, free_port())
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stderr is not None
+        assert any("No versions of servable half" in line for line in server.stderr)
+        server.kill()
 
 
 def test_a_server_that_ignores_sigterm_is_killed(
