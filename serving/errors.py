@@ -6,7 +6,7 @@ ServingError
 └── ServerError       the server can't be reached, or refuses
     ├── ServerUnavailable   no connection, or no answer in time
     │   └── ServerBusy      429, 502, 503 or 504 after all retries
-    ├── ModelNotFound       wrong model name, version or signature
+    ├── ModelNotFound       wrong model name, version, label or signature
     └── RequestRefused      any other answer that is not a result
 """
 
@@ -49,7 +49,7 @@ class ServerBusy(ServerUnavailable):
 
 
 class ModelNotFound(ServerError):
-    """The server runs, but not this model, version or signature."""
+    """The server runs, but not this model, version, label or signature."""
 
 
 class RequestRefused(ServerError):

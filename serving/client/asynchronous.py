@@ -49,9 +49,10 @@ class AsyncTileClient:
     Args:
         url: of the server's REST API.
         model: its name on the server.
-        version: of the model; None for the latest.
+        version: of the model; None for the latest, or the one with the label.
         signature: `segment`, or one that takes and gives tensors, as `serving_default` does.
         threshold: probability that makes a defect, above 0 and at most 1, instead of the model's own.
+        label: of a version on the server, such as `stable`; the latest may be a canary, on trial.
         timeout: seconds to wait for an answer.
         retries: further tries, with growing waits, after connection errors, 429 and 503.
         api_key: see `TileClient`.
@@ -59,7 +60,7 @@ class AsyncTileClient:
         session: your own `httpx.AsyncClient`, for instance with other credentials.
 
     Raises:
-        ValueError: if the threshold is out of range.
+        ValueError: if the threshold is out of range, the label can't be one, or it comes with a version.
         ServerError: if the URL is not one of HTTP, or key or CA file can't be used.
     """
 
@@ -71,6 +72,7 @@ class AsyncTileClient:
         signature: str = SEGMENT,
         threshold: float | None = None,
         *,
+        label: str | None = None,
         timeout: float = 60.0,
         retries: int = 3,
         api_key: str | None = None,
@@ -80,7 +82,7 @@ class AsyncTileClient:
         self.url = rest.with_scheme(url)
         if urlsplit(self.url).scheme not in ("http", "https"):
             raise ServerError(f"can't ask {self.url}: AsyncTileClient speaks HTTP alone")
-        self._conversation = Conversation(self.url, model, version, signature, threshold)
+        self._conversation = Conversation(self.url, model, version, signature, threshold, label)
         self._timeout = httpx.Timeout(timeout, connect=min(rest.CONNECT_TIMEOUT, timeout))
         self._retries = retries
         self._authorization = access.authorization(self.url, api_key)
@@ -126,6 +128,10 @@ class AsyncTileClient:
     async def status(self) -> list[VersionStatus]:
         """See `TileClient.status`."""
         return await self._hold(self._conversation.status())
+
+    async def current_version(self) -> int:
+        """See `TileClient.current_version`."""
+        return await self._hold(self._conversation.current_version())
 
     async def signatures(self) -> dict[str, Any]:
         """See `TileClient.signatures`."""

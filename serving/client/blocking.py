@@ -39,9 +39,10 @@ class TileClient:
         url: of the server: `http://host:8501` or `https://...` for its REST API, `grpc://host:8500`
             or `grpcs://...` for gRPC, which needs `pip install .[grpc]`.
         model: its name on the server.
-        version: of the model; None for the latest.
+        version: of the model; None for the latest, or the one with the label.
         signature: `segment`, or one that takes and gives tensors, as `serving_default` does.
         threshold: probability that makes a defect, above 0 and at most 1, instead of the model's own.
+        label: of a version on the server, such as `stable`; the latest may be a canary, on trial.
         timeout: seconds to wait for an answer.
         retries: further tries, with growing waits, after connection errors, 429 and 503.
         api_key: that a proxy before the server asks for; sent as `Authorization: Bearer KEY`.
@@ -49,7 +50,7 @@ class TileClient:
         session: your own `requests.Session`, for instance with other credentials; HTTP only.
 
     Raises:
-        ValueError: if the threshold is out of range.
+        ValueError: if the threshold is out of range, the label can't be one, or it comes with a version.
         ServerError: if the URL asks for gRPC and what it needs is not installed, the key would
             travel unencrypted to another machine, or the CA file can't be used.
     """
@@ -62,6 +63,7 @@ class TileClient:
         signature: str = SEGMENT,
         threshold: float | None = None,
         *,
+        label: str | None = None,
         timeout: float = 60.0,
         retries: int = 3,
         api_key: str | None = None,
@@ -81,7 +83,7 @@ class TileClient:
             self._transport = GrpcTransport(url, **settings)
         else:
             self._transport = RestTransport(url, session=session, **settings)
-        self._conversation = Conversation(self._transport.url, model, version, signature, threshold)
+        self._conversation = Conversation(self._transport.url, model, version, signature, threshold, label)
 
     @property
     def url(self) -> str:
@@ -95,8 +97,13 @@ class TileClient:
 
     @property
     def version(self) -> int | None:
-        """Version that is asked for; None for the latest."""
+        """Version that is asked for; None for the latest, or the one with the label."""
         return self._conversation.version
+
+    @property
+    def label(self) -> str | None:
+        """Label whose version is asked for; None for none."""
+        return self._conversation.label
 
     @property
     def signature(self) -> str:
@@ -109,7 +116,15 @@ class TileClient:
         return self._conversation.threshold
 
     def using(self, **changes: Any) -> TileClient:
-        """A client with the same connections and another `version`, `signature` or `threshold`."""
+        """A client with the same connections and another `version`, `label`, `signature` or `threshold`.
+
+        A version takes the place of a label, and a label that of a version.
+
+        Raises:
+            ValueError: see `TileClient`.
+        """
+        if changes.keys() & {"version", "label"}:
+            changes = {"version": None, "label": None, **changes}
         other = object.__new__(TileClient)
         other._transport = self._transport
         other._conversation = dataclasses.replace(self._conversation, **changes)
@@ -125,7 +140,7 @@ class TileClient:
         Raises:
             ImageError: the tile can't be used.
             ServerUnavailable: the server does not answer.
-            ModelNotFound: it has no such model, version or signature.
+            ModelNotFound: it has no such model, version, label or signature.
             RequestRefused: it refuses this tile.
             ServerError: its answer makes no sense.
         """
@@ -159,13 +174,22 @@ class TileClient:
         yield from ordered_map(one, sources, concurrency)
 
     def status(self) -> list[VersionStatus]:
-        """Versions of the model on the server, the newest first.
+        """All versions of the model on the server, the newest first.
 
         Raises:
             ModelNotFound: the server has no such model.
             ServerError: see `predict`.
         """
         return self._hold(self._conversation.status())
+
+    def current_version(self) -> int:
+        """The version that answers now: the one that is named, has the label, or is the latest.
+
+        Raises:
+            ModelNotFound: the server has no such model, version or label, or the version is not ready.
+            ServerError: see `predict`.
+        """
+        return self._hold(self._conversation.current_version())
 
     def signatures(self) -> dict[str, Any]:
         """Signatures of the model by name, as the server describes them.

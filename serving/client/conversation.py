@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -36,6 +37,7 @@ from serving.postprocessing import (
 from serving.preprocessing import letterbox
 
 __all__ = [
+    "AVAILABLE",
     "MODEL_INFO",
     "SEGMENT",
     "TENSORS",
@@ -54,6 +56,9 @@ __all__ = [
 
 SEGMENT, TENSORS, MODEL_INFO = "segment", "serving_default", "model_info"
 STATUS, METADATA, PREDICT = "status", "metadata", "predict"
+AVAILABLE = "AVAILABLE"
+UNKNOWN_LABEL = "unrecognized servable version label"
+"""So says TensorFlow Serving, with 400; of a label whose version is not ready, 404 as of the version."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,10 @@ class Call:
     Attributes:
         kind: STATUS, METADATA or PREDICT.
         model: its name on the server.
-        version: None for the latest.
+        version: None for the latest, or the one with the label.
         signature: of a PREDICT.
         inputs: of a PREDICT, one instance: the bytes of a file, a string, or an array.
+        label: of METADATA and PREDICT; a STATUS is one of all versions.
     """
 
     kind: str
@@ -126,6 +132,7 @@ class Call:
     version: int | None
     signature: str = ""
     inputs: Mapping[str, bytes | str | NDArray[np.float32]] = field(default_factory=dict)
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Conversation:
     """All that can be asked of a model; see `TileClient` for the settings.
 
     Raises:
-        ValueError: if the threshold is out of range.
+        ValueError: if the threshold is out of range, the label can't be one, or it comes with a version.
     """
 
     url: str
@@ -185,10 +192,19 @@ class Conversation:
     version: int | None = None
     signature: str = SEGMENT
     threshold: float | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
             threshold_level(self.threshold)
+        if self.label is None:
+            return
+        if self.version is not None:
+            raise ValueError(
+                f"name a version or a label, not both. Received: version {self.version}, label {self.label!r}"
+            )
+        if not re.fullmatch(r"[\w-]+", self.label, re.ASCII):
+            raise ValueError(f"label must be letters, digits, - and _. Received: {self.label!r}")
 
     def predict(self, tile: Tile) -> Steps[Prediction]:
         """See `TileClient.predict`."""
@@ -221,14 +237,19 @@ class Conversation:
 
     def signatures(self) -> Steps[dict[str, Any]]:
         """See `TileClient.signatures`."""
-        try:
-            answer = yield Call(METADATA, self.model, self.version)
-        except Refused as error:
-            raise (yield from self._explained(error, "")) from error
+        answer = yield from self._metadata()
         try:
             return dict(answer.content)
         except (TypeError, ValueError) as error:
-            raise self._malformed("metadata", error) from error
+            raise self._malformed(METADATA, error) from error
+
+    def current_version(self) -> Steps[int]:
+        """See `TileClient.current_version`."""
+        # Not by STATUS, where servers don't look at the label and tell of all versions.
+        answer = yield from self._metadata()
+        if answer.version is None:
+            raise self._malformed(METADATA, ValueError("no version"))
+        return answer.version
 
     def model_info(self) -> Steps[ModelInfo]:
         """See `TileClient.model_info`."""
@@ -276,17 +297,23 @@ class Conversation:
         threshold = info.threshold if self.threshold is None else self.threshold
         return _prediction(levels, threshold, info.version)
 
+    def _metadata(self) -> Steps[Answer]:
+        try:
+            return (yield Call(METADATA, self.model, self.version, label=self.label))
+        except Refused as error:
+            raise (yield from self._explained(error, "")) from error
+
     def _ask(self, signature: str, **inputs: bytes | str | NDArray[np.float32]) -> Steps[Answer]:
         """Sends one instance and returns its prediction."""
         try:
-            return (yield Call(PREDICT, self.model, self.version, signature, inputs))
+            return (yield Call(PREDICT, self.model, self.version, signature, inputs, self.label))
         except Refused as error:
             raise (yield from self._explained(error, signature)) from error
 
     def _explained(self, error: Refused, signature: str) -> Steps[ServerError]:
         """The error that says what there is instead of what was asked for."""
         text = str(error).lower()
-        if error.status == 404:
+        if error.status == 404 or UNKNOWN_LABEL in text:
             return (yield from self._no_version())
         if "signature" in text and "not found" in text:
             there = yield from self.signatures()
@@ -308,8 +335,12 @@ class Conversation:
         except ServerError as error:
             return error
         there = ", ".join(f"{status.version} ({status.state})" for status in versions) or "none"
-        wanted = "version ready" if self.version is None else f"version {self.version} ready"
-        return ModelNotFound(f"model {self.model!r} at {self.url} has no {wanted}; it has: {there}")
+        named = "" if self.version is None else f" {self.version}"
+        if self.label is not None:
+            named = f" labelled {self.label!r}"
+        return ModelNotFound(
+            f"model {self.model!r} at {self.url} has no version{named} ready; it has: {there}"
+        )
 
     def _malformed(self, what: str, error: Exception) -> ServerError:
         return malformed(self.url, self.model, what, error)

@@ -119,7 +119,7 @@ class GrpcTransport:
         answer = self._predictions.GetModelMetadata(request, **self._settings)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
-        return Answer(_as_json(signatures)["signature_def"])
+        return Answer(_as_json(signatures)["signature_def"], _version(answer.model_spec))
 
     def _predict(self, call: Call) -> Answer:
         request = predict_pb2.PredictRequest()
@@ -131,7 +131,7 @@ class GrpcTransport:
             )
         answer = self._predictions.Predict(request, **self._settings)
         outputs = {name: _value(name, tensor) for name, tensor in answer.outputs.items()}
-        return Answer(outputs, answer.model_spec.version.value or None)
+        return Answer(outputs, _version(answer.model_spec))
 
     def _refusal(self, error: Any) -> Refused:
         code, said = error.code(), rest.clip(error.details() or "no reason given")
@@ -177,6 +177,12 @@ def _name(spec: Any, call: Call) -> None:
     spec.name = call.model
     if call.version is not None:
         spec.version.value = call.version
+    elif call.label is not None:
+        spec.version_label = call.label
+
+
+def _version(spec: Any) -> int | None:
+    return int(spec.version.value) if spec.HasField("version") else None
 
 
 def _as_json(message: Any) -> dict[str, Any]:

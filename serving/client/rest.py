@@ -58,6 +58,8 @@ def write(call: Call) -> Request:
     path = f"/v1/models/{quote(call.model, safe='')}"
     if call.version is not None:
         path += f"/versions/{call.version}"
+    elif call.label is not None:
+        path += f"/labels/{quote(call.label, safe='')}"
     if call.kind == STATUS:
         return Request("GET", path)
     if call.kind == METADATA:
@@ -90,7 +92,7 @@ def read(call: Call, url: str, status: int, phrase: str, body: bytes) -> Answer 
     if not isinstance(document, dict):
         raise ServerError(f"the answer of {url} is no JSON object, so it is no model server: {clip(text)!r}")
     try:
-        return Answer(_content(call, document))
+        return Answer(_content(call, document), _version(call, document))
     except (KeyError, TypeError, ValueError) as error:
         raise malformed(url, call.model, call.signature or call.kind, error) from error
 
@@ -184,6 +186,11 @@ def _content(call: Call, document: dict[str, Any]) -> Any:
     if not isinstance(prediction, dict):
         return prediction
     return {name: _decoded(value) for name, value in prediction.items()}
+
+
+def _version(call: Call, document: dict[str, Any]) -> int | None:
+    """The version that answered; predictions don't say."""
+    return int(document["model_spec"]["version"]) if call.kind == METADATA else None
 
 
 def _decoded(value: Any) -> Any:

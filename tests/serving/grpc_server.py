@@ -28,6 +28,7 @@ class _Services(
 ):
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.version, self.model = name, int(folder.name), Model(folder)
+        self.labels: dict[str, int] = {}
         self.busy = 0
         self.refusal = (grpc.StatusCode.UNAVAILABLE, "busy")
 
@@ -53,10 +54,12 @@ class _Services(
         signatures = get_model_metadata_pb2.SignatureDefMap()
         json_format.ParseDict({"signature_def": self.model.metadata}, signatures)
         answer = get_model_metadata_pb2.GetModelMetadataResponse()
+        answer.model_spec.version.value = self.version
         answer.metadata["signature_def"].Pack(signatures)
         return answer
 
     def GetModelStatus(self, request: Any, context: Any) -> Any:
+        request.model_spec.ClearField("version_label")  # which is not looked at here
         self._check(request.model_spec, context)
         answer = get_model_status_pb2.GetModelStatusResponse()
         answer.model_version_status.add(version=self.version, state="AVAILABLE").status.error_code = 0
@@ -64,6 +67,11 @@ class _Services(
 
     def _check(self, spec: Any, context: Any) -> None:
         version = spec.version.value if spec.HasField("version") else self.version
+        if spec.HasField("version_label"):
+            if spec.version_label not in self.labels:
+                unknown = f"Unrecognized servable version label: {spec.version_label}"
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, unknown)
+            version = self.labels[spec.version_label]
         if (spec.name, version) != (self.name, self.version):
             context.abort(
                 grpc.StatusCode.NOT_FOUND,

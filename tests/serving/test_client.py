@@ -205,6 +205,7 @@ def test_status_and_model_info(client: TileClient, servable_path: Path) -> None:
     [status] = client.status()
     info = client.model_info()
     assert (status.version, status.state) == (int(folder.name), "AVAILABLE")
+    assert client.current_version() == status.version
     assert (info.version, info.size, info.threshold) == (int(folder.name), (64, 64), 0.5)
     assert {"segment", "serving_default", "model_info"} <= set(client.signatures())
     assert TileClient(client.url, version=status.version).predict(tile()).version == status.version
@@ -217,6 +218,8 @@ def test_status_and_model_info(client: TileClient, servable_path: Path) -> None:
         ({"model": "nope"}, "no model 'nope' at"),
         ({"model": "a/b?c"}, "no model 'a/b[?]c' at"),
         ({"version": 7}, r"no version 7 ready; it has: \d{14} \(AVAILABLE\)"),
+        ({"label": "nope"}, r"no version labelled 'nope' ready; it has: \d{14} \(AVAILABLE\)"),
+        ({"model": "nope", "label": "nope"}, "no model 'nope' at"),
         ({"signature": "nope"}, "no signature 'nope'; it has: model_info, segment, serving_default"),
     ],
 )
@@ -353,7 +356,7 @@ def test_doctor_finds_a_sound_server_sound(client: TileClient) -> None:
 
 
 def test_doctor_stops_at_what_is_wrong(server_url: str) -> None:
-    for settings in ({"model": "nope"}, {"version": 7}):
+    for settings in ({"model": "nope"}, {"version": 7}, {"label": "nope"}):
         checks = list(examine(TileClient(server_url, **settings)))
         assert checks[0].state == "ok"
         assert checks[-1].state == "failed"

@@ -85,15 +85,15 @@ def test_predictions_are_the_same(
         assert same(one, two)
 
 
-@pytest.mark.parametrize("question", ["status", "signatures", "model_info"])
+@pytest.mark.parametrize("question", ["status", "current_version", "signatures", "model_info"])
 def test_questions_about_the_model_have_the_same_answers(server_url: str, other: Ask, question: str) -> None:
     assert other(question) == run(server_url, question)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"model": "nope"}, {"version": 7}, {"signature": "nope"}],
-    ids=["model", "version", "signature"],
+    [{"model": "nope"}, {"version": 7}, {"label": "nope"}, {"signature": "nope"}],
+    ids=["model", "version", "label", "signature"],
 )
 def test_what_is_not_there_gives_the_same_error(
     server_url: str, other: Ask, settings: dict[str, Any]
