@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Any
 
-__all__ = ["counting", "millimetres", "natural", "seconds", "threshold"]
+__all__ = ["counting", "label", "millimetres", "natural", "seconds", "threshold"]
 
 
 def natural(text: str) -> int:
@@ -17,6 +18,13 @@ def natural(text: str) -> int:
 def counting(text: str) -> int:
     """A whole number, 1 or more."""
     return int(_number(text, 1, "a whole number, 1 or more"))
+
+
+def label(text: str) -> str:
+    """A label as `python -m serving.labels` sets them."""
+    if not re.fullmatch(r"[\w-]+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be letters, digits, - and _. Received: {text!r}")
+    return text
 
 
 def seconds(text: str) -> float:

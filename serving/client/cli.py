@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from serving.client.arguments import counting, millimetres, natural, seconds, threshold
+from serving.client.arguments import counting, label, millimetres, natural, seconds, threshold
 from serving.client.defaults import DEFAULT_MODEL, DEFAULT_URL
 from serving.errors import ServingError
 from serving.program import ERROR, run_program
@@ -45,6 +45,7 @@ examples:
   python -m serving.client predict tiles/ --out results/ --threshold 0.7
   python -m serving.client predict tiles/ --json | jq -r 'select(.label == "defect").image'
   python -m serving.client predict tile.jpg --url http://inspection:8501 --model-version 20261124080000
+  python -m serving.client predict tile.jpg --model-label stable  # not a newer canary
 
 An image that can't be used gives one line on stderr (with --json: an object with "error"), and the
 others go on. If the server is down or has no such model, the command stops with one line; --watch
@@ -91,24 +92,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    server = _server_options()
     predicting = commands.add_parser(
         "predict",
-        parents=[server],
         help="find the defects of tiles",
         description="Finds the defects of tiles: files, folders (searched to the bottom) and globs.",
         epilog=PREDICT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     predicting.set_defaults(command="predict")
+    _add_server_options(predicting)
     _add_predict_options(predicting)
     for name, text in (
         ("status", "versions of the model on the server, and their states"),
         ("doctor", "check a server step by step, and say how to mend it"),
     ):
-        commands.add_parser(
-            name, parents=[server], help=text, description=f"{text.capitalize()}."
-        ).set_defaults(command=name)
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        command.set_defaults(command=name)
+        _add_server_options(command)
     return parser
 
 
@@ -128,8 +128,7 @@ def _check_predict(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("predict: --force says to ignore what is done in --out, so it needs --out")
 
 
-def _server_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "server",
         "An API key, if a proxy asks for one, goes into the environment: MAGNETIC_TILES_API_KEY.",
@@ -147,7 +146,16 @@ def _server_options() -> argparse.ArgumentParser:
         help="certificates (PEM) to trust, as of a CA of your own (environment: MAGNETIC_TILES_CA_FILE)",
     )
     group.add_argument("--model", default=DEFAULT_MODEL, help="name on the server (%(default)s)")
-    group.add_argument("--model-version", type=natural, metavar="N", help="version (the latest)")
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--model-version", type=natural, metavar="N", help="version (the latest, which may be one on trial)"
+    )
+    choice.add_argument(
+        "--model-label",
+        type=label,
+        metavar="LABEL",
+        help="the version that has this label, such as stable (set with `python -m serving.labels`)",
+    )
     group.add_argument(
         "--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait for an answer (60)"
     )
@@ -158,7 +166,6 @@ def _server_options() -> argparse.ArgumentParser:
         metavar="N",
         help="after connection errors, 429 and 503 (%(default)s)",
     )
-    return parser
 
 
 def _add_predict_options(parser: argparse.ArgumentParser) -> None:

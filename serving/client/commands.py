@@ -17,9 +17,10 @@ from typing import Any
 
 from serving.client import report
 from serving.client.blocking import TileClient
+from serving.client.conversation import AVAILABLE, VersionStatus
 from serving.client.doctor import examine
 from serving.client.inputs import Names, collect
-from serving.client.job import AVAILABLE, Job, Outcome
+from serving.client.job import Job, Outcome
 from serving.client.ordered import ordered_map
 from serving.client.results import Results
 from serving.client.watch import follow
@@ -42,6 +43,7 @@ def make_client(options: argparse.Namespace) -> TileClient:
         options.url,
         options.model,
         options.model_version,
+        label=options.model_label,
         timeout=options.timeout,
         retries=options.retries,
         api_key=os.environ.get("MAGNETIC_TILES_API_KEY"),  # other users can see the command line
@@ -64,8 +66,14 @@ def predict(client: TileClient, options: argparse.Namespace) -> int:
 
 
 def status(client: TileClient, options: argparse.Namespace) -> int:
-    """Prints the versions of the model; error if none is available."""
+    """Prints the versions of the model, or the one that is named; error if none of them is available."""
     versions = client.status()
+    named = client.version if client.label is None else client.current_version()
+    if named is not None:
+        there = ", ".join(str(version.version) for version in versions)
+        versions = [version for version in versions if version.version == named] or [
+            VersionStatus(named, "UNKNOWN", f"there: {there}")
+        ]
     print(f"{client.model} at {client.url}")
     for version in versions:
         print(f"  {version.version}  {version.state}  {version.error}".rstrip())

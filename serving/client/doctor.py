@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serving.client import rest
 from serving.client.blocking import TileClient
-from serving.client.conversation import MODEL_INFO, PREDICT, SEGMENT, TENSORS, Call, ModelInfo
+from serving.client.conversation import AVAILABLE, MODEL_INFO, PREDICT, SEGMENT, TENSORS, Call, ModelInfo
 from serving.client.tile import Tile
 from serving.errors import ModelNotFound, RequestRefused, ServerError, ServerUnavailable
 from serving.postprocessing import LABELS
@@ -71,7 +71,7 @@ def examine(client: TileClient, timer: Timer = time.perf_counter) -> Iterator[Ch
     """Checks a server step by step, and stops where the rest makes no sense.
 
     Args:
-        client: for the server, model and version, with the signature `segment`.
+        client: for the server, model and version or label, with the signature `segment`.
         timer: seconds, growing steadily.
     """
     try:
@@ -86,7 +86,9 @@ def examine(client: TileClient, timer: Timer = time.perf_counter) -> Iterator[Ch
     except ServerUnavailable as error:
         yield Check("failed", str(error), "see the server's log, if there is a server")
     except ServerError as error:
-        yield Check("failed", str(error), "check --model, --model-version and the server's log")
+        yield Check(
+            "failed", str(error), "check --model, --model-version, --model-label and the server's log"
+        )
 
 
 def _versions(client: TileClient) -> Generator[Check, None, bool]:
@@ -98,7 +100,7 @@ def _versions(client: TileClient) -> Generator[Check, None, bool]:
         raise
     yield Check("ok", f"server answers at {client.url}")
     yield Check("ok", f"model {client.model} is known")
-    ready = [status.version for status in statuses if status.state == "AVAILABLE"]
+    ready = [status.version for status in statuses if status.state == AVAILABLE]
     there = ", ".join(f"{status.version} {status.state} {status.error}".strip() for status in statuses)
     if not ready or client.version not in (None, *ready):
         wanted = "no version is" if client.version is None else f"version {client.version} is not"
@@ -117,6 +119,22 @@ def _versions(client: TileClient) -> Generator[Check, None, bool]:
         )
     else:
         yield Check("ok", f"versions: {there}")
+    return client.label is None or (yield from _label(client))
+
+
+def _label(client: TileClient) -> Generator[Check, None, bool]:
+    """Yields which version has the label, and returns whether one has it and is ready."""
+    try:
+        version = client.current_version()
+    except ModelNotFound as error:
+        yield Check(
+            "failed",
+            str(error),
+            f"point it at a version that is AVAILABLE: `python -m serving.labels {client.label}=VERSION`, "
+            "in the models.config that the server reads",
+        )
+        return False
+    yield Check("ok", f"label {client.label} points at version {version}")
     return True
 
 
@@ -158,8 +176,7 @@ def _info(client: TileClient) -> Generator[Check, None, ModelInfo | None]:
         return None
     height, width = info.size
     yield Check("ok", f"model_info: input {height} x {width}, threshold {info.threshold:g}")
-    ready = [status.version for status in client.status() if status.state == "AVAILABLE"]
-    served = client.version or max(ready, default=info.version)
+    served = client.current_version()
     if info.version != served:
         yield Check(
             "hint",

@@ -18,7 +18,6 @@ from serving.postprocessing import DEFECT
 
 __all__ = ["Job", "Outcome"]
 
-AVAILABLE = "AVAILABLE"
 ADDED = ("image", "source", "settings")
 """What a line of the results has beside the facts."""
 
@@ -74,8 +73,9 @@ class _Pinned:
 class Job:
     """Does images. Safe to share between threads.
 
-    A version of the model is looked up when the first image needs it, and named in each request;
-    unless the user named one, it is looked up again once it is gone.
+    A version of the model, the latest or the one with the client's label, is looked up when the first
+    image needs it, and named in each request; unless the user named one, it is looked up again once it
+    is gone.
 
     Args:
         client: for the server.
@@ -161,12 +161,11 @@ class Job:
     def _found(self) -> _Pinned:
         version = self._client.version
         if version is None:
-            ready = [status.version for status in self._client.status() if status.state == AVAILABLE]
-            version = max(ready, default=None)
+            version = self._client.current_version()
         client = self._client.using(version=version)
         info = client.model_info()
         threshold = info.threshold if client.threshold is None else client.threshold
-        return _Pinned(client, info.version if version is None else version, threshold)
+        return _Pinned(client, version, threshold)
 
     def _pin(self, stale: _Pinned | None = None) -> _Pinned:
         with self._pinning:
@@ -181,7 +180,7 @@ class Job:
         except ModelNotFound:
             if self._client.version is not None:
                 raise
-            pinned = self._pin(stale=pinned)  # a newer version has taken over
+            pinned = self._pin(stale=pinned)  # another version has taken over
             return pinned.client.predict(tile), pinned
 
     def _settings(self, pinned: _Pinned) -> dict[str, Any]:

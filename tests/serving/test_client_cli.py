@@ -102,7 +102,11 @@ def test_codes_for_good_tiles_and_for_exit_zero(tiles: Path, server_url: str) ->
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [(["--model", "nope"], "no model 'nope'"), (["--model-version", "7"], "no version 7 ready; it has: 2")],
+    [
+        (["--model", "nope"], "no model 'nope'"),
+        (["--model-version", "7"], "no version 7 ready; it has: 2"),
+        (["--model-label", "nope"], "no version labelled 'nope' ready; it has: 2"),
+    ],
 )
 def test_a_wrong_model_stops_with_one_line(
     tiles: Path, server_url: str, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
@@ -134,7 +138,15 @@ def test_status_and_doctor_of_a_sound_server(server_url: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["predict"], ["predict", "a", "--threshold", "0"], ["status", "--timeout", "-1"], ["predict", "a"]],
+    [
+        [],
+        ["predict"],
+        ["predict", "a", "--threshold", "0"],
+        ["status", "--timeout", "-1"],
+        ["status", "--model-label", ""],
+        ["doctor", "--model-version", "7", "--model-label", "stable"],
+        ["predict", "a"],
+    ],
 )
 def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
     if arguments == ["predict", "a"]:
