@@ -342,6 +342,8 @@ def test_asking_for_what_is_not_there(url: str, path: str, message: str) -> None
     ("method", "path", "message"),
     [
         ("GET", "/v1/foo", "Malformed request: GET /v1/foo"),
+        ("GET", f"/v1/models/{NAME}/labels/a/metadata", "Unrecognized servable version label: a"),
+        ("GET", "/v1/models/foo/labels/a/metadata", "Unrecognized servable version label: a"),
         ("POST", "/v1/foo", "Malformed request: POST /v1/foo"),
         ("GET", "/v1/models", "Missing model name in request."),
         ("GET", "/v1/models/debug/model_name", "Malformed request: GET /v1/models/debug/model_name"),
@@ -385,7 +387,7 @@ def test_paths_outside_of_the_api_are_not_found(url: str) -> None:
     assert requests.get(f"{server}/statuspage", timeout=30).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["", "/versions/123"])
+@pytest.mark.parametrize("path", ["", "/versions/123", "/labels/whatever"])
 def test_status_is_that_of_tensorflow_serving(url: str, path: str) -> None:
     answer = requests.get(url + path, timeout=30)
     assert answer.status_code == 200

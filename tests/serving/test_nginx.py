@@ -123,6 +123,7 @@ def test_a_large_tile_gets_through(nginx: Nginx) -> None:
         ("GET", MODEL, 200),
         ("GET", f"{MODEL}/metadata", 200),
         ("GET", f"{MODEL}/versions/7", 404),  # of the server, which has no such version
+        ("GET", f"{MODEL}/labels/stable/metadata", 400),  # of the server, which has no such label
         ("POST", MODEL, 405),
         ("GET", f"{MODEL}:predict", 405),
         ("POST", f"{MODEL}:classify", 404),
