@@ -1,7 +1,8 @@
 """The folder that servers poll: versions come and go whole, and one process at a time changes it.
 
 deploy/magnetic-tiles/20261124080000/     a version, with its blessing in assets.extra/blessing.json
-deploy/.magnetic-tiles/                   who may change it, what is under way, versions rolled back
+deploy/.magnetic-tiles/                   who may change it, what is under way, versions rolled back;
+                                          within the folder of the versions, if that is a disk of its own
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class Deployment:
 
     def __init__(self, base_path: Path) -> None:
         self.base_path = base_path
-        # Beside the versions, on the same disk: what is moved from here is there in one step.
-        self._hidden = base_path.parent / f".{base_path.name}"
+        # On the disk of the versions: what is moved from here is there in one step.
+        place = base_path if base_path.is_mount() else base_path.parent
+        self._hidden = place / f".{base_path.name}"
         self._withdrawn = self._hidden / "withdrawn"
         self._journal = self._hidden / "rollback.json"
         self._scratch = self._hidden

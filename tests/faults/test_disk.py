@@ -195,6 +195,20 @@ def test_a_promotion_to_a_disk_that_refuses_changes_nothing(disk: Disk) -> None:
         pass
 
 
+def test_versions_go_to_a_folder_that_is_a_disk_of_its_own_and_leave_it(disk: Disk) -> None:
+    deployment = Deployment(disk.folder)
+    with deployment.locked() as scratch:
+        for number in (1, 2):
+            (scratch / str(number) / "assets.extra").mkdir(parents=True)
+            (scratch / str(number) / "saved_model.pb").write_bytes(b"model")
+            deployment.put(scratch / str(number), number, {})
+        deployment.withdraw(2)
+        assert deployment.versions() == [1]
+        assert deployment.withdrawn(2) is not None
+        assert deployment.remove_all_but([]) == [1]
+    assert deployment.versions() == []
+
+
 # Killed
 
 
