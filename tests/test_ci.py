@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+EXPERIMENT: dict[str, Any] = YAML(typ="safe").load(ROOT / ".github/workflows/experiment.yml")
 BIN = Path(sys.executable).parent
 SHELL_SCRIPTS = [
     path
@@ -83,10 +84,34 @@ def test_no_key_that_lasts_gives_access_to_a_cloud(workflow: Path) -> None:
 
 
 def test_an_experiment_by_hand_ends_no_other() -> None:
-    workflow = YAML(typ="safe").load(ROOT / ".github/workflows/experiment.yml")
-    assert workflow["concurrency"]["group"] == (
+    assert EXPERIMENT["concurrency"]["group"] == (
         "experiment-${{ github.event_name == 'push' && github.ref || github.run_id }}"
     )
+
+
+@pytest.mark.parametrize(
+    ("open_one", "commented"), [("7", "--target=pr/7 --update --publish=false"), ("", "")]
+)
+def test_the_report_goes_to_the_open_pull_request_of_the_branch(
+    tmp_path: Path, open_one: str, commented: str
+) -> None:
+    """With the rights of the job alone, which may not read checks: gh fails as a whole if asked for them."""
+    [step] = [step for step in EXPERIMENT["jobs"]["comment"]["steps"] if "report.md" in step.get("run", "")]
+    refused = "GraphQL: Resource not accessible by integration (repository.pullRequest.statusCheckRollup)"
+    gh = f"""[[ $* == "pr view exp-1 --json number,state "* ]] || {{ echo '{refused}' >&2; exit 1; }}"""
+    stand_in(tmp_path / "bin", "gh", f"{gh}\necho '{open_one}'\n")
+    stand_in(tmp_path / "bin", "cml", 'echo "$*"\n')
+    (tmp_path / "report.md").write_text("# Report\n![worst](worst.jpg)\n")
+    output = run(
+        *("bash", "-e", "-c", step["run"]),
+        cwd=tmp_path,
+        PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        GITHUB_REF_NAME="exp-1",
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
+        PUBLISH="false",
+    )
+    assert output == (f"comment create {commented} report.md\n" if commented else "")
+    assert (tmp_path / "summary").read_text() == "# Report\n"
 
 
 def test_what_a_workflow_runs_is_there_and_tested() -> None:
