@@ -83,10 +83,40 @@ def test_no_key_that_lasts_gives_access_to_a_cloud(workflow: Path) -> None:
             assert set(step["with"]) <= {"role-to-assume", "aws-region", "role-duration-seconds"}
 
 
+def test_roles_that_experiments_have_for_long_are_said_to_need_it() -> None:
+    """AWS refuses more than the maximum session of a role, an hour where nothing else was set."""
+    roles = {
+        step["with"]["role-to-assume"].removeprefix("${{ vars.").removesuffix(" }}")
+        for workflow in WORKFLOWS
+        for step in steps(workflow)
+        if step.get("with", {}).get("role-duration-seconds", 0) > 3600
+    }
+    [sentence] = re.findall(r"maximum session of (.*?) to", (ROOT / "docs/cicd.md").read_text())
+    assert set(re.findall(r"`(\w+)`", sentence)) == roles
+
+
 def test_an_experiment_by_hand_ends_no_other() -> None:
     assert EXPERIMENT["concurrency"]["group"] == (
         "experiment-${{ github.event_name == 'push' && github.ref || github.run_id }}"
     )
+
+
+@pytest.mark.parametrize(
+    ("launch", "runs"), [("success", True), ("skipped", True), ("failure", False), ("cancelled", False)]
+)
+def test_an_experiment_for_a_gpu_runs_nowhere_else(launch: str, runs: bool) -> None:
+    """A launch that runs out of time counts as cancelled, while the workflow does not."""
+    condition = EXPERIMENT["jobs"]["run"]["if"].removeprefix("${{").removesuffix("}}").strip()
+    for github, python in (("!cancelled()", "True"), ("needs.launch.result", repr(launch))):
+        condition = condition.replace(github, python)
+    assert eval(condition.replace("&&", "and").replace("||", "or")) is runs
+
+
+def test_the_machine_in_the_cloud_has_a_system_that_actions_run_on() -> None:
+    """Left out, CML takes Ubuntu 18.04, which lacks the GLIBC_2.28 of the actions' Node."""
+    [launch] = [step for step in EXPERIMENT["jobs"]["launch"]["steps"] if "cml runner" in step.get("run", "")]
+    assert '--cloud-image="$IMAGE"' in launch["run"]
+    assert "/ubuntu-noble-24.04-amd64-" in launch["env"]["IMAGE"]
 
 
 @pytest.mark.parametrize(
