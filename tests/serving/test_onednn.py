@@ -12,22 +12,31 @@ import pytest
 
 NAME = "TF_ENABLE_ONEDNN_OPTS"
 ROOT = Path(__file__).parents[2]
+STAND_IN = f"""
+import logging, os
+from unittest import mock
+print(os.environ.get("{NAME}"))
+config, get_logger = mock.Mock(), logging.getLogger
+"""
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN was measured on x86 alone")
 @pytest.mark.parametrize(
-    "start", ["import stages", "from serving.local.model import import_tensorflow as start; start()"]
+    "start",
+    ["import stages, tensorflow", "from serving.local.model import import_tensorflow as start; start()"],
+    ids=["stages", "server"],
 )
 @pytest.mark.parametrize("given", [None, "0"])
-def test_stages_and_server_turn_it_on_unless_the_environment_says_otherwise(
-    start: str, given: str | None
+def test_stages_and_server_turn_it_on_before_tensorflow_reads_it_unless_the_environment_says_otherwise(
+    start: str, given: str | None, tmp_path: Path
 ) -> None:
+    (tmp_path / "tensorflow.py").write_text(STAND_IN)
     environment = {name: value for name, value in os.environ.items() if name != NAME}
+    environment["PYTHONPATH"] = str(tmp_path)
     if given is not None:
         environment[NAME] = given
-    code = f"{start}\nimport os; print(os.environ['{NAME}'])"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", start], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [given or "1"]
 
