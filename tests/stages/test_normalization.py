@@ -58,6 +58,7 @@ def test_outputs_statistics_and_gradients_are_those_of_keras(images: np.ndarray)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.usefixtures("small_steps")
 def test_a_training_is_that_of_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(150, 12, (4, 64, 64, 1)).astype(np.float32)
