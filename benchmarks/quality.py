@@ -9,6 +9,7 @@ With --mean-of it judges the mean of the probabilities of networks that are ther
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -51,6 +52,8 @@ FIGURES: dict[str, Callable[[Metrics], float | None]] = {
     "images with a defect called good there": lambda found: _few(found, "missed_image_rate"),
     "false alarms there": lambda found: _few(found, "false_alarm_rate"),
     "Dice, pooled, there": lambda found: _few(found, "dice_pooled"),
+    "IoU, pooled, there": lambda found: _few(found, "iou_pooled"),
+    "Dice, mean of classes, there": lambda found: _few(found, "dice_class_mean"),
     "AUROC": lambda found: found["auroc"],
     "exposures agree": lambda found: found["exposure_agreement"],
     "exposures agree, threshold for few false alarms": lambda found: _few(found, "exposure_agreement"),
@@ -74,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="the recipe")
     add("--data", type=Path, default=Path("data/tiles"), metavar="DIR", help="what data_load has made")
     add("--out", type=Path, default=Path("models/quality"), metavar="DIR", help="a folder for each run")
-    add(
+    either = parser.add_mutually_exclusive_group().add_argument
+    either(
         "--judge-again",
         action="store_true",
         help="evaluate networks that are there anew, as after a change of it",
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="train nothing: take the mean of the networks below these --out folders, and keep it",
     )
-    add("--print-only", action="store_true", help="train nothing: the table of what is finished")
+    either("--print-only", action="store_true", help="train nothing: the table of what is finished")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from stages.errors import StageError
@@ -94,15 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = _mean if args.mean_of else _run
     try:
         results = {
-            protocol: [metrics for seed in args.seeds if (metrics := run(args, protocol, seed)) is not None]
+            protocol: {seed: metrics for seed in args.seeds if (metrics := run(args, protocol, seed))}
             for protocol in args.protocols
         }
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for protocol, found in results.items():
-        print(f"\n{protocol} split, {len(found)} run(s)\n")
-        print(table(found))
+        print(f"\n{protocol} split, {len(found)} run(s), seeds {', '.join(map(str, found)) or 'none'}\n")
+        print(table([*found.values()]))
     return 0
 
 
@@ -119,7 +123,7 @@ def _run(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
     split_params = params.data_split.model_copy(update={"strategy": protocol, "seed": seed})
     network = params.train.model_copy(update={"seed": seed})
     learnt = fingerprint(
-        [index],
+        [index, *map(Path, (params.pretrain.weights, network.backbone_weights))],
         data_split=split_params.model_dump(mode="json"),
         pretrain=params.pretrain.model_dump(mode="json"),
         train=network.model_dump(mode="json"),
@@ -168,6 +172,10 @@ def _mean(args: argparse.Namespace, protocol: str, seed: int) -> Metrics | None:
     networks = [member / "unet.keras" for member in members]
     recipe = fingerprint(networks, evaluate=params.model_dump(mode="json"))
     folder: Path = args.out / run
+    if (folder / "unet.json").exists():
+        raise StageError(
+            f"{folder} has a network that was trained, which the mean would replace; name another --out"
+        )
     kept = _kept(args, folder, recipe)
     if kept or args.print_only:
         return kept
@@ -220,15 +228,7 @@ def _judge(
     point = MaxFalseAlarmRate(max_false_alarm_rate=FEW)
     few = params.model_copy(update={"operating_point": point, "overlays": 0})
     try:
-        there = evaluate(few, model, data, val_side, test_side, folder / "few")
-        names = (
-            "component_recall",
-            "missed_image_rate",
-            "false_alarm_rate",
-            "dice_pooled",
-            "exposure_agreement",
-        )
-        metrics["few"] = {name: there[name] for name in names}
+        metrics["few"] = evaluate(few, model, data, val_side, test_side, folder / "few")
     except StageError as error:  # no threshold does it
         logging.warning("%s", error)
         metrics["few"] = None
@@ -256,33 +256,39 @@ def _train(
     from stages.pretrain import pretrain
     from stages.train import train
 
+    # A folder for each recipe: what was cut off is gone on with, and never by another one.
+    states = folder / "checkpoint" / hashlib.sha256(json.dumps(learnt).encode()).hexdigest()[:12]
     weights, made = folder / "pretrained.weights.h5", folder / "pretrained.json"
     if not made.exists() or json.loads(made.read_text()) != learnt:
-        before = Checkpoint(folder / "checkpoint" / "pretrain", learnt)
+        before = Checkpoint(states / "pretrain", learnt)
         before.begin(resume=True)
         good = (read_image(data / tile.image) for tile in train_side if not tile.defect_pixels)
         pretrain(first, network, good, weights, before)
         made.write_text(json.dumps(learnt))
-    checkpoint = Checkpoint(folder / "checkpoint" / "train", learnt, folder / "live", monitor="val_dice")
+    checkpoint = Checkpoint(states / "train", learnt, folder / "live", monitor="val_dice")
     checkpoint.begin(resume=True)
     with Live(str(folder / "live"), dvcyaml=False, save_dvc_exp=False, resume=checkpoint.epoch > 0) as live:
         return train(network, data, train_side, val_side, folder / "unet.keras", live, checkpoint, weights)
 
 
 def table(results: Sequence[Metrics]) -> str:
-    """A Markdown table: each figure's mean over runs, its 95 % interval, and the value of each run."""
+    """A Markdown table: each figure's mean over runs, its 95 % interval, and the value of each run.
+
+    A run that has none of a figure, as no threshold does it there, is not in its mean.
+    """
     lines = [
         "| figure | mean | 95 % interval | runs |",
         "|---|---|---|---|",
     ]
     for name, of in FIGURES.items():
-        values = [value for found in results if (value := of(found)) is not None]
+        each = [of(found) for found in results]
+        values = [value for value in each if value is not None]
         if not values:
             continue
         low, high = mean_interval(values)
         low, high = max(low, 0.0), min(high, 1.0)  # all figures are shares
         spread = f"{low:.3f} to {high:.3f}" if len(values) > 1 else "one run tells none"
-        runs = ", ".join(f"{value:.3f}" for value in values)
+        runs = ", ".join("none" if value is None else f"{value:.3f}" for value in each)
         lines.append(f"| {name} | {statistics.fmean(values):.3f} | {spread} | {runs} |")
     return "\n".join(lines)
 
