@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 import sys
 import tempfile
@@ -20,26 +19,32 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.models import NAME, exported_model, tile_file
+from benchmarks.models import NAME, exported_model, jpeg_files, model_folder, spread, tile_file
+from benchmarks.timing import core_count
 
 __all__ = ["main"]
 
 CONCURRENCY = 4
 """Requests in flight, the client's default."""
 
+BATCH = 8
+"""Tiles that a worker gets at once."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Prints one line for each way; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--model_base_path", type=Path, metavar="DIR", help="default: the network with random weights")
+    add(
+        "--model_base_path", type=model_folder, metavar="DIR", help="default: the network with random weights"
+    )
     add("--tiles", type=int, default=256, metavar="N", help="default: 256")
-    add("--images", type=Path, metavar="DIR", help="JPEG files, again and again (default: drawn noise)")
+    add("--images", type=jpeg_files, metavar="DIR", help="JPEG files, again and again (default: drawn noise)")
     add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     add("--rounds", type=int, default=1, metavar="N", help="of which medians are taken (default: 1)")
     args = parser.parse_args(argv)
-    if args.images and not any(args.images.rglob("*.jpg")):
-        parser.error(f"no JPEG file (*.jpg) in {args.images}")
+    if args.tiles < 2 * BATCH:
+        parser.error(f"--tiles must be at least {2 * BATCH}: a batch until the start, and one to measure")
     with exported_model(args.model_base_path) as base_path, tempfile.TemporaryDirectory() as folder:
         tiles = Path(folder, "tiles")
         tiles.mkdir()
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             name: [*map(statistics.median, zip(*rounds, strict=True))] for name, rounds in times.items()
         }
         rates = [rate for _, rate, _ in medians.values()]
-        print(f"{os.cpu_count()} cores, {args.tiles} tiles, {args.rounds} round(s)")
+        print(f"{core_count()} cores, {args.tiles} tiles, {args.rounds} round(s)")
         print(f"{'':18}  start  tiles/s  of the loop  of {args.workers[0]} worker(s)  CPU a tile")
         for name, (start, rate, cpu) in medians.items():
             ratios = f"{rate / rates[0]:12.2f} {rate / rates[2]:16.2f}"
@@ -67,12 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _tiles(images: Path | None, count: int) -> Iterator[bytes]:
+def _tiles(images: list[Path] | None, count: int) -> Iterator[bytes]:
     if images is None:
         return map(tile_file, itertools.count())
-    paths = sorted(images.rglob("*.jpg"))
-    # Spread over all classes, whose folders follow one another.
-    return (path.read_bytes() for path in itertools.cycle(paths[:: max(1, len(paths) // count)]))
+    return (path.read_bytes() for path in itertools.cycle(spread(images, count)))
 
 
 def _measure(done: Iterator[int], total: int) -> tuple[float, float, float]:
@@ -141,7 +144,7 @@ def _batch(base_path: Path, tiles: Path, out: Path, workers: int) -> Iterator[in
     results = Results(folder, {"version": model.version, "threshold": model.threshold})
     images = source.images(without=folder)
     results.begin(images)
-    settings = Settings(source, folder, None, batch_size=8, threads=1)
+    settings = Settings(source, folder, None, batch_size=BATCH, threads=1)
     with connected(None, workers, sum(map(len, model.files.values()))):
         done = score(images, model.files, settings, results, workers=workers, gpus=0, seconds=30.0)
         yield from map(len, done)

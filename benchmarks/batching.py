@@ -7,16 +7,15 @@ many clients at once as --clients says, and prints throughput and latency for ea
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from benchmarks.models import exported_model, tile_file
+from benchmarks.models import exported_model, model_folder, tile_file
+from benchmarks.timing import core_count
 
 __all__ = ["main"]
 
@@ -25,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints one line for each setting; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batching", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--model_base_path", type=Path, metavar="DIR", help="default: random weights")
+    add("--model_base_path", type=model_folder, metavar="DIR", help="default: random weights")
     add("--clients", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
     add("--threads", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="default: 1 2 4")
     add("--batch_sizes", type=int, nargs="+", default=[1, 4, 8], metavar="N", help="default: 1 4 8")
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
         loaded = tf.saved_model.load(str(latest_version(base_path)))
         segment = loaded.signatures["segment"]
-        print(f"{os.cpu_count()} cores, {args.requests} requests each")
+        print(f"{core_count()} cores, {args.requests} requests each")
         print("clients  threads  batch  timeout   tiles/s   median    95 %")
         print(_line(segment, tf, args.requests, 1, None), flush=True)
         for clients in args.clients:

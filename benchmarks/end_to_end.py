@@ -28,8 +28,9 @@ import psutil
 import requests
 
 from benchmarks.in_process import InProcess
-from benchmarks.models import NAME, exported_model, tile_file
+from benchmarks.models import NAME, exported_model, jpeg_files, model_folder, spread, tile_file
 from benchmarks.servers import counted, embedded, module
+from benchmarks.timing import core_count
 from serving.client import TileClient
 from serving.preprocessing import letterbox, read_image
 
@@ -43,6 +44,8 @@ BATCHING = (
 BFLOAT16 = ("--mixed_precision=bfloat16",)
 WAYS = ["segment", "segment, batching", "segment, bfloat16", "gRPC", "float JSON", "original design"]
 ROUNDS = 3
+EACH = 3
+"""Requests of a client in a round, at least: as all begin at once, the first ones wait half as long."""
 
 LARGEST_BATCH = 8
 NETWORK, DEFECTS = "network alone", "levels to defects"
@@ -92,22 +95,27 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.end_to_end", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
-    add("--model_base_path", type=Path, metavar="DIR", help="default: random weights")
-    add("--tiles", type=Path, metavar="DIR", help="JPEG files (default: one drawn tile)")
+    add("--model_base_path", type=model_folder, metavar="DIR", help="default: random weights")
+    add("--tiles", type=jpeg_files, metavar="DIR", help="JPEG files (default: one drawn tile)")
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32")
     add("--ways", nargs="+", default=WAYS, choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}")
-    add("--requests", type=int, default=96, metavar="N", help="of each way (default: 96)")
+    add(
+        "--requests",
+        type=int,
+        default=96,
+        metavar="N",
+        help=f"of each way, {EACH * ROUNDS} a client at least (default: 96)",
+    )
     add("--client_core", type=int, metavar="N", help="of this process, for the client alone (Linux)")
     args = parser.parse_args(argv)
-    server_cores = None
+    server_cores, all_cores = None, core_count()
     if args.client_core is not None:
         cores = os.sched_getaffinity(0)
         server_cores = cores - {args.client_core}
         if not server_cores or args.client_core not in cores:
             parser.error(f"--client_core is one of {sorted(cores)}, and servers need another")
-    tiles = [path.read_bytes() for path in sorted(args.tiles.rglob("*.jpg"))] if args.tiles else [tile_file()]
-    # Spread over all classes, and not more than are asked for.
-    tiles = tiles[:: max(1, len(tiles) // args.requests)][: args.requests]
+    paths = spread(args.tiles or [], args.requests)
+    tiles = [path.read_bytes() for path in paths] or [tile_file()]
     with exported_model(args.model_base_path) as base_path, contextlib.ExitStack() as stack:
         with _on(server_cores):
             here = stack.enter_context(InProcess(base_path, tiles))
@@ -115,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             stack.enter_context(_on({args.client_core}))
         ways, wires = _ways(stack, base_path, args.ways, server_cores)
         where = "" if server_cores is None else f", of which servers have {len(server_cores)}, the client one"
-        print(f"{os.cpu_count()} cores{where}; {len(tiles)} tiles")
+        print(f"{all_cores} cores{where}; {len(tiles)} tiles")
         _print_wire(wires, tiles)
         _print_first_written(here.size, tiles)
         for concurrency in args.concurrency:
@@ -124,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
                 NETWORK: Way(functools.partial(_network, here, batch_size, server_cores)),
                 DEFECTS: Way(functools.partial(_defects, here, server_cores)),
             }
-            _load(ways | local, tiles, concurrency, max(1, args.requests // ROUNDS))
+            _load(ways | local, tiles, concurrency, args.requests)
             print(
                 f"concurrency {concurrency}; {NETWORK}: batches of {batch_size}, in this process, as the next"
             )
@@ -197,7 +205,7 @@ def _print_first_written(size: tuple[int, int], tiles: list[bytes]) -> None:
     print(f"{'  RGB, all digits':20} {statistics.mean(map(len, bodies)) / 1000:8.1f}         -", flush=True)
 
 
-def _load(ways: dict[str, Way], tiles: list[bytes], concurrency: int, requests_: int) -> None:
+def _load(ways: dict[str, Way], tiles: list[bytes], concurrency: int, number: int) -> None:
     """Sends requests to each way in turns, and keeps the times."""
     for way in ways.values():
         way.latencies.clear()
@@ -207,7 +215,7 @@ def _load(ways: dict[str, Way], tiles: list[bytes], concurrency: int, requests_:
         for way in ways.values():
             way.run(executor, tiles[:LARGEST_BATCH])  # warms up
         for _ in range(ROUNDS):
-            batch = list(itertools.islice(source, requests_))
+            batch = list(itertools.islice(source, max(number // ROUNDS, EACH * concurrency)))
             for way in ways.values():
                 cpu, own, start = _cpu(way.server), time.process_time(), time.perf_counter()
                 way.latencies += way.run(executor, batch)

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["NAME", "exported_model", "multiply_adds", "network", "tile_file"]
+__all__ = [
+    "NAME",
+    "exported_model",
+    "jpeg_files",
+    "model_folder",
+    "multiply_adds",
+    "network",
+    "spread",
+    "tile_file",
+]
 
 NAME = "magnetic-tiles"
+Item = TypeVar("Item")
 HEIGHT, WIDTH = 324, 270  # the median tile of the public set
 
 
+def model_folder(text: str) -> Path:
+    """The folder of a model's versions, as a type for argparse."""
+    if not any(Path(text).glob("*/saved_model.pb")):
+        raise argparse.ArgumentTypeError(
+            f"no version of a model below {text}; `dvc repro export` makes one, or name another folder"
+        )
+    return Path(text)
+
+
+def jpeg_files(text: str) -> list[Path]:
+    """The JPEG files below a folder, as a type for argparse."""
+    if not (paths := sorted(Path(text).rglob("*.jpg"))):
+        raise argparse.ArgumentTypeError(f"no JPEG file (*.jpg) in {text}")
+    return paths
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of them, or all, at equal distances: of all classes, which follow one another."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
 @contextlib.contextmanager
-def exported_model(base_path: Path | None, backbone: str = "resnet18") -> Iterator[Path]:
+def exported_model(base_path: Path | None) -> Iterator[Path]:
     """Lends the base path of a model with warm-up requests.
 
     Args:
         base_path: folder of its versions; None exports the network of params.yaml with random weights.
-        backbone: of that network.
     """
     if base_path is not None:
         yield base_path
@@ -35,23 +67,22 @@ def exported_model(base_path: Path | None, backbone: str = "resnet18") -> Iterat
         path = Path(folder, NAME)
         # In a process of its own: a child of this one, to be measured, would begin with its peak of memory.
         with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-            executor.submit(_export, path, backbone).result()
+            executor.submit(_export, path).result()
         yield path
 
 
-def _export(path: Path, backbone: str) -> None:
+def _export(path: Path) -> None:
     from stages.export import export_saved_model
-    from stages.model import build_unet
     from stages.params import load_params
 
-    params = load_params()
-    train = params.train.model_copy(update={"backbone": backbone, "backbone_weights": "none"})
+    params = load_params().export
     export_saved_model(
-        build_unet(train),
+        network(None),
         {"name": NAME, "threshold": 0.5},
         path,
         warmup=[tile_file()],
-        warmup_batches=params.export.warmup_batches,
+        warmup_batches=params.warmup_batches,
+        whole_batches=params.whole_batches,
     )
 
 
@@ -61,16 +92,20 @@ def network(path: Path | None, **changes: Any) -> Any:
     Args:
         path: the file, or None.
         changes: of `train` in params.yaml, where there is no file.
+
+    Raises:
+        pydantic.ValidationError: for changes to what can't be.
     """
     import keras
 
     from stages.model import build_unet
-    from stages.params import load_params
+    from stages.params import TrainParams, load_params
 
     if path is not None:
         return keras.models.load_model(path, compile=False)
     keras.utils.set_random_seed(0)
-    return build_unet(load_params().train.model_copy(update={"backbone_weights": "none", **changes}))
+    settings = {**dict(load_params().train), "backbone_weights": "none", **changes}
+    return build_unet(TrainParams.model_validate(settings))
 
 
 def multiply_adds(version: Path) -> int:

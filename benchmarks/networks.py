@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from benchmarks.models import NAME, multiply_adds, network
 from benchmarks.timing import measure
@@ -34,9 +35,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     names = [(size, decoder) for size in args.sizes for decoder in args.decoders]
     with tempfile.TemporaryDirectory() as folder:
-        versions = {
-            name: _export(args.backbone, *name, Path(folder, str(index))) for index, name in enumerate(names)
-        }
+        try:
+            versions = {
+                name: _export(args.backbone, *name, Path(folder, str(index)))
+                for index, name in enumerate(names)
+            }
+        except ValidationError as error:
+            parser.error(
+                "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            )
         times = measure(
             {f"{name}": _call(versions[name], name[0], args.threads) for name in names}, args.rounds
         )
@@ -54,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def _export(backbone: str, size: int, decoder: str, base_path: Path) -> Path:
     from stages.export import export_saved_model
 
-    filters = tuple(map(int, decoder.split(",")))
+    filters = decoder.split(",")
     model = network(None, backbone=backbone, image_size=(size, size), decoder_filters=filters)
     return export_saved_model(model, {"name": NAME, "threshold": 0.5}, base_path)
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.models import NAME, exported_model, tile_file
+from benchmarks.models import NAME, exported_model, model_folder, spread, tile_file
 from benchmarks.timing import measure
 from serving.client import TileClient
 from serving.up import running_server
@@ -37,12 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--model_base_path", type=Path, metavar="DIR", help="default: random weights")
+    add("--model_base_path", type=model_folder, metavar="DIR", help="default: random weights")
     add("--archive", type=Path, metavar="ZIP", help="the real tiles")
     add("--images", type=int, default=1344, metavar="N", help="of scale 1 (default: 1344, as the real set)")
     add("--scales", type=int, nargs="+", default=[1, 10], metavar="N", help="default: 1 10; 100 takes hours")
     add("--rounds", type=int, default=10, metavar="N", help="of a training step (default: 10)")
     args = parser.parse_args(argv)
+    if args.archive and not args.archive.exists():
+        parser.error(f"no {args.archive}")
     with exported_model(args.model_base_path) as base_path, tempfile.TemporaryDirectory() as folder:
         _print_start(base_path)
         print("\nimages  step                        wall      CPU   peak memory")
@@ -124,7 +126,7 @@ def _print_step(project: Path, rounds: int) -> None:
     from stages.train import training_batches
 
     params = load_params().train.model_copy(update=MAKE_REAL)
-    tiles = read_tiles(project / "data/split/train.csv")[:256]
+    tiles = spread(read_tiles(project / "data/split/train.csv"), 256)
     examples = load_examples(project / "data/tiles", tiles, params.image_size)
     batches = training_batches(params, examples)
     model = build_unet(params)

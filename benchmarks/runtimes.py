@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--threads", type=int, default=1, metavar="N", help="of each runtime (default: 1)")
     add("--rounds", type=int, default=20, metavar="N", help="default: 20")
     args = parser.parse_args(argv)
+    if args.model and not args.model.is_file():
+        parser.error(f"no {args.model}; `dvc repro train` makes models/unet.keras")
     model = network(args.model)
     with tempfile.TemporaryDirectory() as folder:
         runs, work = _runs(model, Path(folder), args.threads)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Times", "measure"]
+__all__ = ["Times", "core_count", "measure"]
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,8 @@ def measure(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     columns = {name: list(zip(*rows[2:], strict=True)) for name, rows in times.items()}
     return {name: Times(*map(statistics.median, column)) for name, column in columns.items()}
+
+
+def core_count() -> int:
+    """Cores that this process may use, which taskset may have made fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

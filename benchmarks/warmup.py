@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.models import NAME, exported_model, tile_file
+from benchmarks.models import NAME, exported_model, model_folder, tile_file
 from serving.client import TileClient
 from serving.up import BACKENDS, running_server
+from stages.export import latest_version
 
 __all__ = ["main"]
 
@@ -28,13 +29,15 @@ def main(argv: list[str] | None = None) -> int:
     """Prints one line with and one without warm-up; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.warmup", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--model_base_path", type=Path, metavar="DIR", help="default: the network with random weights")
+    add(
+        "--model_base_path", type=model_folder, metavar="DIR", help="default: the network with random weights"
+    )
     add("--backend", default="auto", choices=("auto", *BACKENDS), help="default: auto")
     add("--rounds", type=int, default=3, metavar="N", help="default: 3")
     args = parser.parse_args(argv)
     with exported_model(args.model_base_path) as base_path, tempfile.TemporaryDirectory() as folder:
         cold = Path(folder, NAME)
-        newest = max(base_path.glob("*/saved_model.pb"), key=lambda path: int(path.parent.name)).parent
+        newest = latest_version(base_path)
         shutil.copytree(newest, cold / newest.name, ignore=shutil.ignore_patterns(WARMUP.name))
         print("warm-up      first    tenth   first / tenth")
         for name, path in (("with", base_path), ("without", cold)):

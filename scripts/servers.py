@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from benchmarks.models import NAME
+from benchmarks.models import NAME, model_folder
 
-__all__ = ["fault_parser", "model_folder"]
-
-
-def model_folder(text: str) -> Path:
-    """The folder of a model's versions, as a type for argparse."""
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"no {text}; `dvc repro export` makes it, or name another")
-    return Path(text)
+__all__ = ["fault_parser"]
 
 
 def fault_parser(module: str, description: str | None) -> argparse.ArgumentParser:

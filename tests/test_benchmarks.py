@@ -6,15 +6,21 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import psutil
 import pytest
 
-from benchmarks import batch, end_to_end, networks, pipeline, runtimes
+from benchmarks import batch, end_to_end, models, networks, pipeline, runtimes
 from benchmarks.in_process import InProcess
-from benchmarks.models import NAME, multiply_adds
+from benchmarks.models import NAME, multiply_adds, spread
+from benchmarks.timing import core_count
 from stages.export import latest_version
+from stages.params import TrainParams, load_params
+from stages.tiles import Tile, write_tiles
 
 
 @pytest.fixture
@@ -65,6 +71,86 @@ def test_each_way_to_a_server_is_measured(servable_path: Path, capsys: pytest.Ca
         assert float(re.findall(rf"^{name} +([\d.]+)", out, re.MULTILINE)[0]) > 0
     [first_written] = re.findall(r"RGB, all digits +([\d.]+)", out)
     assert float(first_written) > 32 * 32 * 3 * 5 / 1000
+
+
+def test_clients_ask_again_and_again_in_each_round() -> None:
+    batches: list[int] = []
+
+    def run(_: Executor, tiles: list[bytes]) -> list[float]:
+        batches.append(len(tiles))
+        return [1.0] * len(tiles)
+
+    end_to_end._load({"way": end_to_end.Way(run)}, [b"tile"], 32, 66)
+    assert batches[1:] == [96, 96, 96], "after a warm-up"
+
+
+def test_tiles_are_spread_over_all_classes() -> None:
+    assert spread(range(1344), 600)[-1] >= 1340
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread(range(3), 600) == [0, 1, 2]
+
+
+def test_the_step_of_training_is_measured_with_tiles_of_all_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = tmp_path / "data/split"
+    split.mkdir(parents=True)
+    names = [f"{class_}/exp1_num_{number}" for class_ in ("Blowhole", "Free") for number in range(300)]
+    kinds = [name.partition("/")[0] for name in names]
+    write_tiles(
+        split / "train.csv",
+        [
+            Tile(name, name, kind, 1, 1, name, 9, 9, 0, "", "")
+            for name, kind in zip(names, kinds, strict=True)
+        ],
+    )
+
+    class Asked(Exception):
+        pass
+
+    def load_examples(_: Path, tiles: list[Tile], __: object) -> None:
+        raise Asked({tile.class_ for tile in tiles})
+
+    monkeypatch.setattr("stages.dataset.load_examples", load_examples)
+    with pytest.raises(Asked, match="Free"):
+        pipeline._print_step(tmp_path, 1)
+
+
+def test_without_a_model_the_network_of_the_parameters_is_measured(
+    small_network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    built = []
+
+    def build_unet(params: TrainParams) -> Any:
+        built.append(params)
+        return keras.models.load_model(small_network)
+
+    monkeypatch.setattr("stages.model.build_unet", build_unet)
+    models._export(tmp_path / NAME)
+    assert built == [load_params().train.model_copy(update={"backbone_weights": "none"})]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        (batch, "--model_base_path nowhere", "no version of a model below nowhere"),
+        (batch, "--images nowhere", "no JPEG file"),
+        (batch, "--tiles 8", "--tiles must be at least 16"),
+        (end_to_end, "--tiles nowhere", "no JPEG file"),
+        (networks, "--sizes 100", "image_size.0: Value error, must be a multiple of 32"),
+        (networks, "--decoders 8,8", "decoder_filters.2: Field required"),
+        (pipeline, "--archive nowhere.zip", "no nowhere.zip"),
+        (runtimes, "--model nowhere.keras", "no nowhere.keras"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    command: ModuleType, arguments: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments.split())
+    assert says in capsys.readouterr().err
 
 
 def test_a_shutdown_after_the_last_tile_is_no_time_of_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +261,8 @@ def test_start_is_measured_with_a_model_that_finds_defects(
     out = capsys.readouterr().out
     for line in ("server, to its first answer", "client, --help", "client, predict"):
         assert re.search(rf"^{line} +\d+\.\d\d s", out, re.MULTILINE)
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert core_count() == 1

@@ -103,6 +103,12 @@ def test_extras_that_name_the_project_itself_are_expanded() -> None:
     assert sorted(str(one) for one in required_packages(table, "pipeline")) == ["a", "b", "c", "d"]
 
 
+def test_what_benchmarks_need_comes_with_their_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {one.name for one in required_packages(project, "benchmarks")}
+    assert {"onnxruntime", "openvino", "fastapi", "httpx", "tensorflow", "ray", "pyarrow"} <= names
+
+
 def test_the_environment_of_this_project_holds_its_framework_and_none_of_its_tools(tmp_path: Path) -> None:
     out = tmp_path / "environment.txt"
     check_packages(ROOT / "pyproject.toml", out)
