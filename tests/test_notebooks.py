@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
+from stages.synthetic import draw_defect, draw_surface
 from tests.clone import ROOT, Clone
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -83,3 +87,27 @@ def test_the_network_of_the_notebook_can_be_evaluated_by_the_pipeline(clone: Clo
     assert (work / "unet.keras").exists()
     assert {path.name for path in (work / "split").iterdir()} >= {"train.csv", "val.csv", "test.csv"}
     assert (work / "evaluate/metrics.json").exists()
+
+
+def test_tiles_of_ones_own_need_neither_all_classes_nor_exposures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    for number, name in enumerate(["Blowhole"] * 4 + ["Free"] * 4):
+        folder = tmp_path / "own" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        picture, mask = (150 + draw_surface(48, 48, rng)).astype(np.uint8), None
+        if name != "Free":
+            picture, mask = draw_defect(picture, name, rng)
+            Image.fromarray(mask).save(folder / f"part{number}.png")
+        Image.fromarray(picture).save(folder / f"part{number}.jpg")
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    matplotlib.use("Agg")
+    names: dict[str, Any] = {}
+    for cell in read(ROOT / "notebooks/1_ProcessData.ipynb").cells:
+        if cell.cell_type == "code":
+            exec(cell.source.replace('SOURCE = "synthetic"', 'SOURCE = "own"'), names)
+    names["plt"].close("all")
+    assert "no tile with a defect was photographed twice" in capsys.readouterr().out
