@@ -8,6 +8,7 @@ tiles do not. Writes pairs that contradict the rule to a sheet, for a person to 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from scripts.montage import montage
 from serving.preprocessing import read_image
+from stages.errors import StageError, run_command
 from stages.lookalikes import structure
 from stages.tiles import Tile, read_tiles
 
@@ -55,7 +57,11 @@ def neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Tile]]:
 
 
 def main() -> None:
-    """Prints the table and writes the sheet."""
+    """Prints the table and writes the sheet.
+
+    Raises:
+        StageError: if no two images are numbered.
+    """
     parser = argparse.ArgumentParser(prog="python -m scripts.check_grouping", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/tiles"), help="default: data/tiles")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write contradicting pairs here")
@@ -68,15 +74,23 @@ def main() -> None:
         if one.defect_pixels and other.defect_pixels:
             overlap = mask_overlap(read_image(data / one.mask), read_image(data / other.mask))
         found[one.tile == other.tile].append((alike, overlap, one, other))
+    if not any(found.values()):
+        raise StageError(
+            f"{data} has no two images with numbers (exp<E>_num_<N>), so that there is no rule to check; "
+            "other names tell by themselves which images are one tile (docs/data.md)"
+        )
     print("pairs of neighbours     number  correlation p5 / p50 / p95  above 0.25  IoU of masks p50")
     for same, rows in found.items():
-        values = np.array([row[0] for row in rows])
-        overlaps = np.array([row[1] for row in rows])
-        low, middle, high = np.percentile(values, [5, 50, 95])
         name = "said to be one tile" if same else "said to be two tiles"
+        if not rows:
+            print(f"{name:22}  {0:6}")
+            continue
+        values = np.array([row[0] for row in rows])
+        overlaps = [row[1] for row in rows if not math.isnan(row[1])]
+        low, middle, high = np.percentile(values, [5, 50, 95])
         print(
             f"{name:22}  {len(rows):6}  {low:11.2f} / {middle:.2f} / {high:.2f}  "
-            f"{np.mean(values > ALIKE):18.1%}  {np.nanmedian(overlaps):16.2f}"
+            f"{np.mean(values > ALIKE):18.1%}  {np.median(overlaps) if overlaps else math.nan:16.2f}"
         )
     wrong = sorted((row for row in found[True] if row[0] <= ALIKE), key=lambda row: row[0])[:SHEET_PAIRS]
     missed = sorted((row for row in found[False] if row[0] > ALIKE), key=lambda row: -row[0])[:SHEET_PAIRS]
@@ -90,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

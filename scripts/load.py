@@ -282,11 +282,11 @@ def main(argv: list[str] | None = None) -> int:
         base_path = Path(shutil.copytree(args.model_base_path, Path(folder, NAME)))
         with running_server(base_path, NAME, flags=flags) as url:
             load = Load(url, files, Memory(process_at(url)))
-            rate = (
-                len((measured := load.closed(args.seconds, 2 * (os.cpu_count() or 1))).answered)
-                / args.seconds
-            )
+            measured = load.closed(args.seconds, 2 * (os.cpu_count() or 1))
             print(f"rate      {measured}", flush=True)
+            if not measured.answered:
+                return _report(measured.faults + Counter(["no request got the right answer"]))
+            rate = len(measured.answered) / measured.seconds
             result = load.open(60 * args.minutes, args.factor * rate)
             print(f"overload  {result}; {args.factor * rate:.1f}/s came; memory {load.memory}", flush=True)
             faults += measured.faults + result.faults
@@ -300,6 +300,11 @@ def main(argv: list[str] | None = None) -> int:
         killed = kill(base_path, files * 4, flags, len(files))
         print(f"kill      {4 * len(files)} tiles, {len(killed)} faults", flush=True)
         faults += Counter(killed)
+    return _report(faults)
+
+
+def _report(faults: Counter[str]) -> int:
+    """Prints what is wrong; returns the exit code."""
     for fault, count in faults.most_common(50):
         print(f"fault: {count:,} times {fault}", file=sys.stderr)
     return 1 if faults else 0

@@ -36,14 +36,19 @@ def montage(pictures: Sequence[Image.Image], cell: int = 240, columns: int = 0) 
 def main() -> None:
     """Reads and writes files."""
     parser = argparse.ArgumentParser(prog="python -m scripts.montage", description=__doc__)
-    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("pictures", nargs="+", type=_picture)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE")
     parser.add_argument("--cell", type=int, default=240, metavar="PIXELS", help="default: 240")
     parser.add_argument("--columns", type=int, default=0, metavar="N", help="default: about 3:2")
     options = parser.parse_args()
-    montage([Image.open(path) for path in options.pictures], options.cell, options.columns).save(
-        options.out, optimize=True
-    )
+    montage(options.pictures, options.cell, options.columns).save(options.out, optimize=True)
+
+
+def _picture(path: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import demo
+from scripts import check_grouping, demo
+from scripts.montage import main as montage_main
 from scripts.montage import montage
+from stages.errors import StageError
+from stages.tiles import Tile, write_tiles
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +61,43 @@ def test_the_demo_of_what_is_no_clone_says_so_after_the_reason_of_git(
     with pytest.raises(SystemExit, match="the demo needs a git clone"):
         demo._make_workspace()
     assert "not a git repository" in capfd.readouterr().err
+
+
+def tiles_of(folder: Path, names: list[tuple[str, int, int]]) -> list[str]:
+    """Tiles of a name, exposure and number each, and the arguments that name them."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for tile, exposure, number in names:
+        path = f"exp{exposure}_num_{number}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8)).save(folder / path)
+        rows.append(Tile(path, path, "Free", exposure, number, tile, 40, 40, 0, "", ""))
+    write_tiles(folder / "tiles.csv", rows)
+    return ["check_grouping", "--data", str(folder)]
+
+
+def test_tiles_of_one_exposure_each_have_a_table_of_two_tiles_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", tiles_of(tmp_path, [("a", 1, 3), ("b", 1, 6), ("c", 1, 9)]))
+    check_grouping.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["said", "to", "be", "one", "tile", "0"]
+    assert lines[2].startswith("said to be two tiles         2 ")
+
+
+def test_without_numbers_there_is_no_rule_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", tiles_of(tmp_path, [("a", 1, 3)]))
+    with pytest.raises(StageError, match="no two images with numbers"):
+        check_grouping.main()
+
+
+def test_a_montage_names_the_picture_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["montage", "nowhere.png", "--out", str(tmp_path / "sheet.png")])
+    with pytest.raises(SystemExit, match="2"):
+        montage_main()
+    assert "nowhere.png" in capsys.readouterr().err
 
 
 def test_an_argument_that_a_stage_does_not_know_is_refused(tmp_path: Path) -> None:

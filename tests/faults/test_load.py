@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 
-from scripts.load import IMAGE_FLAGS, Load, main, tiles
+from scripts.load import IMAGE_FLAGS, Load, Result, main, tiles
 from scripts.memory import Memory, process_at
 from serving.up import running_server
 from tests.conftest import MODEL_NAME
@@ -92,6 +94,20 @@ def test_the_command_goes_through_all_phases(
     phases = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert phases == ["rate", "overload", "swap", "kill"]
     assert len(list(base_path.iterdir())) == 1, "what is served is a copy"
+
+
+def test_a_server_without_a_right_answer_is_a_fault_that_is_told(
+    servable_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = Result(faults=Counter(["500: out of order"]), seconds=1.0)
+    monkeypatch.setattr("scripts.load.running_server", lambda *_, **__: nullcontext("http://127.0.0.1:1"))
+    monkeypatch.setattr("scripts.load.process_at", lambda _: None)
+    monkeypatch.setattr(Load, "__init__", lambda *_: None)
+    monkeypatch.setattr(Load, "closed", lambda *_: answers)
+    assert main([f"--model_base_path={servable_path}"]) == 1
+    told = capsys.readouterr().err
+    assert "500: out of order" in told
+    assert "no request got the right answer" in told
 
 
 def test_tiles_are_all_different() -> None:
