@@ -45,12 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     from stages.checkpoint import Checkpoint, fingerprint
     from stages.errors import StageError
     from stages.lifelike import draw_lifelike_tile
-    from stages.params import load_params
+    from stages.params import PretrainParams, load_params
     from stages.precision import emulates_bfloat16
     from stages.pretrain import pretrain
 
-    params = load_params()
-    network = params.train.model_copy(
+    network = load_params().train.model_copy(
         update={
             "backbone": "slim18",
             "backbone_weights": "none",
@@ -70,10 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     work = Path("models/checkpoint/pretrained_weights", name)
     first, last = work / "first.weights.h5", work / "last.weights.h5"
-    start = {"weights": "none", "drawings": "plain", "scale": 1.0, "steps": FIRST_STEPS}
-    plain = params.pretrain.model_copy(update=start)
-    both = plain.model_copy(update={"weights": str(first), "drawings": "both", "steps": args.steps})
-    both = both.model_copy(update={"batch_size": args.batch_size})
+    # Not those of params.yaml, which are for steps from these weights on.
+    plain = PretrainParams(
+        weights="none", drawings="plain", scale=1.0, steps=FIRST_STEPS, batch_size=8, learning_rate=0.001
+    )
+    then = {"weights": str(first), "drawings": "both", "steps": args.steps, "batch_size": args.batch_size}
+    both = plain.model_copy(update=then)
     try:
         for step, weights in ((plain, first), (both, last)):
             if weights.exists():  # of this command, stopped after it

@@ -12,9 +12,10 @@ from sklearn.metrics import roc_auc_score
 
 from scripts.pretrained_weights import DECODER_FILTERS, compress, main
 from serving.preprocessing import letterbox
+from stages.errors import StageError
 from stages.lifelike import draw_any_defect, draw_lifelike_tile
 from stages.model import build_unet
-from stages.params import TrainParams, load_params
+from stages.params import PretrainParams, TrainParams, load_params
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "pretrained/slim18.weights.h5"
@@ -56,6 +57,24 @@ def test_packed_weights_load_and_answer_alike(tmp_path: Path, network: TrainPara
     np.testing.assert_allclose(again(images), model(images), atol=0.01)
     whole, packed = ((tmp_path / f"{name}.weights.h5").stat().st_size for name in ("whole", "packed"))
     assert packed < 0.6 * whole
+
+
+def test_what_make_real_sets_for_steps_from_them_on_does_not_change_how_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def pretrain(params: PretrainParams, *_: object) -> None:
+        asked.append(params)
+        raise StageError("enough")
+
+    monkeypatch.setattr("stages.pretrain.pretrain", pretrain)
+    text = (ROOT / "params.yaml").read_text()
+    for rate in ("0.001", "0.0005"):
+        Path("params.yaml").write_text(text.replace("  learning_rate: 0.001", f"  learning_rate: {rate}"))
+        assert main(["--tiles", "1", "--side", "32"]) == 1
+    assert asked[0] == asked[1]
 
 
 def test_the_command_makes_them_and_goes_on_where_it_was_stopped(
