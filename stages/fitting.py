@@ -34,6 +34,8 @@ def compile_model(
         averaged: number of steps after which the weights give way to their running mean, again and
             again: an epoch's, so that it is the mean that is judged, kept and gone on with.
     """
+    # A mean that reaches back further than it replaced the weights last would undo what they have learnt.
+    momentum = min(params.ema_momentum, 1 - 1 / averaged) if averaged else 0.0
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else learning_rate,
         steps - warmup,
@@ -46,8 +48,8 @@ def compile_model(
             optimizer=keras.optimizers.AdamW(
                 schedule,
                 weight_decay=params.weight_decay,
-                use_ema=bool(averaged and params.ema_momentum),
-                ema_momentum=params.ema_momentum,
+                use_ema=momentum > 0,
+                ema_momentum=momentum,
                 ema_overwrite_frequency=averaged,
             ),
             loss=SegmentationLoss(params.dice_weight, params.focal_gamma, params.answer_weight),

@@ -165,7 +165,7 @@ class TrainParams(Section):
         warmup_epochs: epochs over which the learning rate rises from 0.
         weight_decay: of AdamW.
         ema_momentum: share of the old weights in their running mean, which replaces them after each epoch;
-            0 for off. Without it, validation Dice jumps about.
+            0 for off, at most 1 - 1 / steps of an epoch. Without it, validation Dice jumps about.
         dice_weight: share of the Dice loss, the rest is focal cross-entropy.
         focal_gamma: exponent of the focal cross-entropy, 0 for the plain one.
         answer_weight: weight of the loss of each image's deciding pixel, beside those of all pixels.

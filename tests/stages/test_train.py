@@ -14,11 +14,12 @@ import pytest
 
 from stages.dataset import Batches, Examples, load_examples
 from stages.errors import StageError, run_stage
+from stages.fitting import compile_model
 from stages.metrics import PooledDice
 from stages.precision import emulates_bfloat16
 from stages.train import check_visible
 from tests.stages.conftest import SMALLEST, Data
-from tests.stages.trial import Trial, equal
+from tests.stages.trial import Trial, equal, small_network
 
 PARAMS = SMALLEST.model_copy(update={"epochs": 3, "learning_rate": 0.01})
 
@@ -105,6 +106,22 @@ def test_ctrl_c_does_not_take_the_model_of_an_earlier_run_for_its_own(
         trial.run(PARAMS)
     assert not trial.model_path.exists()
     assert "the best model so far" not in caplog.text
+
+
+def test_few_steps_an_epoch_are_not_undone_by_the_mean_of_their_weights() -> None:
+    images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 1)).astype(np.float32)
+    moved = []
+    for momentum in (0.0, 0.95):
+        keras.utils.set_random_seed(1)
+        model = small_network(PARAMS)
+        kernel = model.layers[-1].kernel
+        before = kernel.numpy()
+        params = PARAMS.model_copy(update={"ema_momentum": momentum})
+        compile_model(model, params, params.learning_rate, steps=4, warmup=0, averaged=2)
+        for _ in range(4):
+            model.train_on_batch(images, images < 50)
+        moved.append(np.abs(kernel.numpy() - before).mean())
+    assert 0.5 * moved[0] < moved[1] < moved[0]
 
 
 def test_a_learnt_backbone_is_frozen_first_and_trained_then(trial: Trial) -> None:
