@@ -12,7 +12,7 @@ from stages.errors import StageError
 from stages.imagenet import efficientnet_lite0_weights
 from stages.paths import named_file
 
-__all__ = ["IMAGENET_DEVIATION", "build_backbone", "load_weights"]
+__all__ = ["build_backbone", "imagenet_deviation", "load_weights"]
 
 IMAGENET_DEVIATION = {"resnet50": 58.0, "efficientnet_lite0": 58.0 / 128}
 """Backbones that have ImageNet's weights, and how far its grey levels deviate from their mean in the range
@@ -59,11 +59,8 @@ def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Mode
     Raises:
         StageError: if the weights can't be had.
     """
-    if weights == "imagenet" and name not in IMAGENET_DEVIATION:
-        raise StageError(
-            f"there are no ImageNet weights for {name}; set train.backbone=resnet50 or =efficientnet_lite0, "
-            "or train.backbone_weights=none or =<file.weights.h5>"
-        )
+    if weights == "imagenet":
+        imagenet_deviation(name)
     shape = (*size, 3)
     if name == "slim18":
         model = _slim18((*size, 1))
@@ -79,6 +76,20 @@ def build_backbone(name: str, weights: str, size: tuple[int, int]) -> keras.Mode
     if weights not in ("imagenet", "none"):
         load_weights(model, named_file(weights))
     return model
+
+
+def imagenet_deviation(name: str) -> float:
+    """How far ImageNet's grey levels deviate from their mean in the range in which a backbone has seen it.
+
+    Raises:
+        StageError: if it has not.
+    """
+    if name not in IMAGENET_DEVIATION:
+        raise StageError(
+            f"there are no ImageNet weights for {name}; set train.backbone=resnet50 or =efficientnet_lite0, "
+            "or train.backbone_weights=none or =<file.weights.h5>"
+        )
+    return IMAGENET_DEVIATION[name]
 
 
 def _resnet50(weights: str, shape: tuple[int, int, int]) -> keras.Model:

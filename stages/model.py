@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from stages.backbones import IMAGENET_DEVIATION, build_backbone, load_weights
+from stages.backbones import build_backbone, imagenet_deviation, load_weights
 from stages.params import TrainParams
 
 __all__ = ["build_unet", "standardize"]
@@ -47,7 +47,7 @@ def build_unet(params: TrainParams, weights: Path | None = None) -> keras.Model:
     x = standardize(images)
     fine = _blocks_of_pixels(x)
     if params.backbone_weights == "imagenet":
-        x = layers.Rescaling(IMAGENET_DEVIATION[params.backbone], name="imagenet_range")(x)
+        x = layers.Rescaling(imagenet_deviation(params.backbone), name="imagenet_range")(x)
     if backbone.input_shape[-1] == 3:
         x = layers.Concatenate(name="colours")([x] * 3)
     stride2, stride4, stride8, stride16, stride32 = backbone(x)

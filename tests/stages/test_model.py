@@ -124,6 +124,14 @@ def test_imagenet_weights_that_do_not_exist_are_refused_with_the_choices(name: s
     )
 
 
+def test_imagenet_is_refused_for_a_backbone_without_it_also_where_a_file_has_all_weights(
+    smallest: TrainParams,
+) -> None:
+    params = smallest.model_copy(update={"backbone_weights": "imagenet"})
+    with pytest.raises(StageError, match="no ImageNet weights for slim18"):
+        build_unet(params, Path("pretrained/slim18.weights.h5"))
+
+
 def test_a_weights_file_that_is_not_there_is_named() -> None:
     with pytest.raises(StageError, match=r"no weights file lost\.weights\.h5"):
         build_backbone("resnet18", "lost.weights.h5", SIZE)
