@@ -229,4 +229,8 @@ def load_weights(model: keras.Model, path: Path) -> None:
     try:
         model.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
-        raise StageError(f"the weights in {path} do not fit {model.name}: {error}") from error
+        reason, *_ = str(error).split(" Target variable:")  # all its numbers would follow
+        raise StageError(
+            f"the weights in {path} do not fit {model.name}; train.backbone and train.decoder_filters must "
+            f"be those of the network that was saved: {reason}"
+        ) from error

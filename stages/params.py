@@ -130,7 +130,7 @@ class PretrainParams(Section):
 
     Attributes:
         weights: `none`, or a `.weights.h5` file of the whole network to start from; this project's
-            is `pretrained/slim18.weights.h5`.
+            is `pretrained/slim18.weights.h5`, of slim18 with the decoder filters [128, 64, 32, 16, 16].
         drawings: `both`: three in four are lifelike, and harder; or `plain`, where all weights are random.
         scale: of `train.image_size`, to the nearest multiples of 32; at 0.6 a step takes 0.4 of the time.
         steps: number of batches; 0 leaves the initial weights. Rounded up to a multiple of 10.

@@ -151,6 +151,17 @@ def test_weights_of_another_backbone_are_refused(saved: tuple[keras.Model, Path]
         build_backbone(name, str(saved[1]), SIZE)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_weights_of_another_decoder_are_refused_with_what_differs_and_not_with_all_their_numbers(
+    smallest: TrainParams, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.weights.h5"
+    build_unet(smallest).save_weights(path)
+    with pytest.raises(StageError, match=r"train\.decoder_filters must be those.*decoder5") as caught:
+        build_unet(smallest.model_copy(update={"decoder_filters": (8, 8, 8, 8, 16)}), path)
+    assert len(str(caught.value)) < 1000
+
+
 CACHE = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
 
 
