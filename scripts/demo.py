@@ -34,7 +34,7 @@ SETTINGS = (
     "train.image_size=[96,96]",
     "train.decoder_filters=[128,64,32,16,16]",
     "train.learning_rate=0.001",
-    "train.epochs=10",
+    "train.epochs=5",
 )
 TILES_PER_CLASS = 2
 NAME = "magnetic-tiles"
@@ -47,7 +47,7 @@ Next, from the root of the project, after `source .venv/bin/activate`:
   python -m serving.up --model_base_path {models}
                                      serve this model; with Docker, TensorFlow Serving does it
   python -m serving.client predict demo/data/tiles/images --out found
-  cd demo && dvc exp run -S train.epochs=20 && dvc exp show --only-changed
+  cd demo && dvc exp run -S train.epochs=10 && dvc exp show --only-changed
 """
 
 

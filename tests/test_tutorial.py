@@ -64,7 +64,7 @@ def test_the_demo_finds_defects_and_draws_them(printed: str, clone: Clone) -> No
 
 
 def test_an_experiment_runs_what_its_parameter_changes_and_no_more(printed: str) -> None:
-    output = after(printed, "dvc exp run -S train.epochs=20")
+    output = after(printed, "dvc exp run -S train.epochs=10")
     ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
     assert ran == ["check_packages", "train", "evaluate", "export", "validate"]
     assert "train.epochs" in after(printed, "dvc exp show")
