@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ConfigError
+from serving.naming import CHARACTERS, is_label
 
 __all__ = ["main", "read_labels", "set_labels"]
 
@@ -66,8 +67,8 @@ def set_labels(
         head, message = _read(config)
         labels = _find(config, message, model).version_labels
         for label, version in changes.items():
-            if not re.fullmatch(r"[\w-]+", label, re.ASCII):
-                raise ConfigError(f"{label!r} can't be a label; use letters, digits, - and _")
+            if not is_label(label):
+                raise ConfigError(f"{label!r} can't be a label; use {CHARACTERS}")
             if version is None:
                 labels.pop(label, None)
             else:

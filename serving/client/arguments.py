@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
+
+from serving.naming import CHARACTERS, is_label
 
 __all__ = ["counting", "label", "millimetres", "natural", "seconds", "threshold"]
 
@@ -22,8 +23,8 @@ def counting(text: str) -> int:
 
 def label(text: str) -> str:
     """A label as `python -m serving.labels` sets them."""
-    if not re.fullmatch(r"[\w-]+", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"must be letters, digits, - and _. Received: {text!r}")
+    if not is_label(text):
+        raise argparse.ArgumentTypeError(f"must be {CHARACTERS}. Received: {text!r}")
     return text
 
 

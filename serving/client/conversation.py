@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -24,6 +23,7 @@ from PIL import Image
 
 from serving.client.tile import Tile
 from serving.errors import ModelNotFound, RequestRefused, ServerError
+from serving.naming import CHARACTERS, is_label
 from serving.postprocessing import (
     LABELS,
     Defect,
@@ -203,8 +203,8 @@ class Conversation:
             raise ValueError(
                 f"name a version or a label, not both. Received: version {self.version}, label {self.label!r}"
             )
-        if not re.fullmatch(r"[\w-]+", self.label, re.ASCII):
-            raise ValueError(f"label must be letters, digits, - and _. Received: {self.label!r}")
+        if not is_label(self.label):
+            raise ValueError(f"label must be {CHARACTERS}. Received: {self.label!r}")
 
     def predict(self, tile: Tile) -> Steps[Prediction]:
         """See `TileClient.predict`."""

@@ -24,6 +24,7 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 WITHOUT_EFFECT = {
     "serving/__init__.py",
     "serving/errors.py",
+    "serving/naming.py",
     "serving/onednn.py",
     "stages/__init__.py",
     "stages/errors.py",
