@@ -23,7 +23,7 @@ from serving.batch.model import unpack
 from serving.batch.results import Results
 from serving.batch.scorer import ROWS, Scorer, Settings
 from serving.errors import ServingError
-from serving.local.model import hushed, import_tensorflow
+from serving.quiet import hushed, import_tensorflow
 
 # Read when Ray is imported: no reports home, no notices.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import logging
-import os
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +15,15 @@ from numpy.typing import NDArray
 
 from serving.local.batching import Arrays, Batcher, BatchQueue
 from serving.local.status import CODES, RequestError
-from serving.onednn import use_onednn
+from serving.quiet import import_tensorflow
 
-__all__ = ["Model", "hushed", "import_tensorflow"]
+__all__ = ["Model"]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
-
-_importing = threading.Lock()  # versions of several models are loaded at the same time
 
 
 @dataclass(frozen=True)
@@ -40,68 +32,6 @@ class _Signature:
     feeds: dict[str, str]  # tensor of the graph by input
     fetches: dict[str, str]  # tensor of the graph by output
     queue: BatchQueue | None  # where requests are batched
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Withholds what C++ code writes to stderr, unless an exception comes out."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(saved, 2)
-            sink.seek(0)
-            os.write(2, sink.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-@contextlib.contextmanager
-def _light() -> Iterator[None]:
-    """Lets TensorFlow be imported without what it would import only because it is installed.
-
-    No SavedModel needs these packages, but they take time at the start and 190 MB. And of the objects
-    that an import makes none is garbage.
-    """
-    names = ["sklearn", "matplotlib"] + ["jax"] * (os.environ.get("KERAS_BACKEND") != "jax")
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    threshold = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*threshold)
-        for name in hidden:
-            del sys.modules[name]
-
-
-def import_tensorflow() -> Any:
-    """Imports TensorFlow without its notices on CPU features and missing GPUs.
-
-    TF_CPP_MIN_LOG_LEVEL=0 in the environment brings them back.
-    """
-    with _importing:
-        return _import_tensorflow()
-
-
-@functools.cache
-def _import_tensorflow() -> Any:
-    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    use_onednn()
-    # Some notices come before TensorFlow has read its level.
-    with contextlib.nullcontext() if level == "0" else hushed(), _light():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-    # Sessions run a SavedModel just as TensorFlow Serving does; the deprecation is not ours to heed.
-    tf.get_logger().setLevel(logging.ERROR)
-    return tf
 
 
 class Model:

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {
     "serving/errors.py",
     "serving/naming.py",
     "serving/onednn.py",
+    "serving/quiet.py",
     "stages/__init__.py",
     "stages/errors.py",
     "stages/params.py",
