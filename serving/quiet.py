@@ -100,8 +100,10 @@ def quiet_imports() -> None:
     They are shown where TensorFlow finds no GPU on a machine that has one: they say why. And
     TF_CPP_MIN_LOG_LEVEL=0 in the environment brings them back.
     """
-    if os.environ.setdefault(LEVEL, "1") != "0":
-        sys.meta_path.insert(0, _Finder())
+    if os.environ.setdefault(LEVEL, "1") == "0":
+        return
+    sys.meta_path.insert(0, _Finder())
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it names files that get their names later
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -44,6 +44,8 @@ def test_a_stage_starts_without_a_word_of_tensorflow_and_without_packages_that_i
         "sys.argv = ['-m']\n"  # as Python has it while it looks for the module to run
         "import stages, keras, importlib, importlib.util\n"
         "keras.ops.ones(2)\n"  # on a device
+        "import logging, tensorflow as tf; logging.basicConfig(level=logging.INFO)\n"
+        "tf.get_logger().info('Assets written to: models/.partial')\n"
         "names = ['sklearn', 'matplotlib']\n"
         "assert not set(names) & set(sys.modules)\n"
         "for name in filter(importlib.util.find_spec, names): importlib.import_module(name)\n"
