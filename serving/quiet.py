@@ -125,7 +125,7 @@ class _Loader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        with hushed(unless=_misses_a_gpu), _light():
+        with hushed(unless=_misses_a_gpu), _light("pandas"):
             self.loader.exec_module(module)
             _gpus()
 
