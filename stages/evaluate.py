@@ -28,10 +28,10 @@ from stages.figures import Judged, figures, judge
 from stages.metrics import count_levels, curve
 from stages.operating_point import choose_level, gather_evidence
 from stages.params import EvaluateParams, load_params
-from stages.tiles import GOOD_CLASS, Tile, read_tiles
+from stages.tiles import GOOD_CLASS, Tile, prediction_path, read_tiles
 from stages.verdicts import DefectRow, ImageRow, as_csv, defect_rows, image_row
 
-__all__ = ["choose_threshold", "evaluate", "predict_levels", "prediction_path"]
+__all__ = ["choose_threshold", "evaluate", "predict_levels"]
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +108,6 @@ def evaluate(
     _write_overlays(out, data, judged, threshold, params.overlays)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def prediction_path(folder: Path, tile: Tile) -> Path:
-    """Where the probability image of a tile is kept; its mask follows from the threshold."""
-    return folder / Path(tile.mask).relative_to("masks")
 
 
 def _save_levels(path: Path, levels: NDArray[np.uint8]) -> None:

@@ -18,7 +18,16 @@ from pathlib import Path
 
 from stages.errors import StageError
 
-__all__ = ["CLASSES", "GOOD_CLASS", "Tile", "data_version", "group_exposures", "read_tiles", "write_tiles"]
+__all__ = [
+    "CLASSES",
+    "GOOD_CLASS",
+    "Tile",
+    "data_version",
+    "group_exposures",
+    "prediction_path",
+    "read_tiles",
+    "write_tiles",
+]
 
 GOOD_CLASS = "Free"
 CLASSES = ("Blowhole", "Break", "Crack", "Fray", "Uneven", GOOD_CLASS)
@@ -128,6 +137,11 @@ def read_tiles(path: Path) -> list[Tile]:
 def data_version(path: Path) -> str:
     """SHA-256 of an index: it names every image and mask with its own hash."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def prediction_path(folder: Path, tile: Tile) -> Path:
+    """Where the probability image of a tile is kept; its mask follows from the threshold."""
+    return folder / Path(tile.mask).relative_to("masks")
 
 
 def select(tiles: Sequence[Tile], chosen: Iterable[int]) -> list[Tile]:

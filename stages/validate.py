@@ -22,9 +22,8 @@ from serving.fingerprint import fingerprint
 from serving.postprocessing import mask_at
 from serving.up import running_server
 from stages.errors import StageError, run_stage
-from stages.evaluate import prediction_path
 from stages.params import ValidateParams, load_params
-from stages.tiles import Tile, read_tiles
+from stages.tiles import Tile, prediction_path, read_tiles
 
 __all__ = ["validate"]
 

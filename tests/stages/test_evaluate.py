@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from serving.postprocessing import mask_at
-from stages.evaluate import choose_threshold, evaluate, predict_levels, prediction_path
+from stages.evaluate import choose_threshold, evaluate, predict_levels
 from stages.params import EvaluateParams, MaxFalseAlarmRate
-from stages.tiles import Tile
+from stages.tiles import Tile, prediction_path
 from stages.verdicts import read_image_rows
 
 PARAMS = EvaluateParams(operating_point="best_dice", batch_size=2, component_overlap=0.5, overlays=3)

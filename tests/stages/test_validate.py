@@ -15,8 +15,9 @@ from PIL import Image
 
 from serving.client import TileClient
 from stages.errors import StageError
-from stages.evaluate import predict_levels, prediction_path
+from stages.evaluate import predict_levels
 from stages.params import ValidateParams
+from stages.tiles import prediction_path
 from stages.validate import main, validate
 from tests.conftest import DETECTOR_SIZE, MODEL_NAME
 from tests.serving.images import Docker, make_context, skip_tfserving, why_not
