@@ -766,6 +766,33 @@ def test_each_image_has_the_version_that_answered_when_another_takes_over(
     assert float(page.locator("#threshold-value").input_value()) == 0.75
 
 
+def test_a_version_is_asked_by_its_number_or_by_its_label_while_a_newer_one_is_there(
+    open_page: Callable[..., Page], server_url: str, client: TileClient, tiles: list[Path]
+) -> None:
+    stable = str(client.model_info().version)
+    status = [{"version": str(int(stable) + one), "state": "AVAILABLE"} for one in (0, 1)]
+    page = open_page("about:blank", may_complain=True)
+    page.route(f"**/models/{MODEL_NAME}", lambda route: route.fulfill(json={"model_version_status": status}))
+    metadata = f"{server_url}/v1/models/{MODEL_NAME}/metadata"
+    page.route("**/labels/stable/metadata", lambda route: route.continue_(url=metadata))
+    page.goto(f"{server_url}/?version=stable")
+    page.locator("#connection[data-state=ready]").wait_for()
+    assert page.locator("#connection").inner_text() == f"{MODEL_NAME}, version {stable} (stable)"
+    drop_and_wait(page, *tiles)
+    assert page.evaluate("() => items.map(one => one.version)") == 3 * [stable]
+
+    page.get_by_label("Version").fill(stable)
+    page.get_by_role("button", name="Connect").click()
+    page.get_by_text(f"{MODEL_NAME}, version {stable}", exact=True).wait_for()
+    assert f"version={stable}" in page.url
+    nowhere = "has no such version ready"
+    for unknown, said in [("prod", 'has no version labelled "prod" (400'), ("7", nowhere), ("", nowhere)]:
+        page.get_by_label("Version").fill(unknown)
+        page.get_by_role("button", name="Connect").click()
+        page.locator("#banner", has_text=said).wait_for()
+    page.wait_for_url(lambda url: "version=" not in url)
+
+
 def test_a_version_that_is_ready_but_not_found_is_not_asked_for_without_end(
     open_page: Callable[..., Page], server_url: str, tiles: list[Path]
 ) -> None:
@@ -879,7 +906,18 @@ def test_every_control_is_reached_by_tab_and_has_a_name(page: Page, tiles: list[
         page.keyboard.press("Tab")
         reached.add(page.evaluate("() => document.activeElement.id || document.activeElement.ariaLabel"))
     assert {
-        *("server", "model", "add-files", "add-folder", "list", "clear", "next", "zoom-in", "threshold"),
+        *(
+            "server",
+            "model",
+            "version",
+            "add-files",
+            "add-folder",
+            "list",
+            "clear",
+            "next",
+            "zoom-in",
+            "threshold",
+        ),
         *("threshold-value", "opacity", "overlay", "contour", "boxes", "mm", "save-mask", "save-masks"),
         *("save-defects", "save-images", "show-keys", "Defect 1: highlight", "Defect 2: highlight"),
     } <= reached
