@@ -56,6 +56,14 @@ def test_sizes_make_the_round_trip(height: int, width: int) -> None:
     assert (levels == 255).all()
 
 
+def test_levels_are_the_nearest_and_those_out_of_range_its_ends() -> None:
+    probabilities = np.array(
+        [[[0.49 / 255], [0.51 / 255], [254.4 / 255]], [[0.7], [-1e-6], [1 + 1e-6]]], np.float32
+    )
+    levels = probability_levels(probabilities, placement(2, 3, (2, 3)), 2, 3)
+    assert levels.tolist() == [[0, 1, 254], [179, 0, 255]]
+
+
 def test_probabilities_beside_the_tile_do_not_leak_into_it() -> None:
     probabilities = np.ones((64, 64, 1), np.float32)
     place = placement(200, 50, (64, 64))
