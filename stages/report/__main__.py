@@ -47,7 +47,7 @@ def write_report(root: Path, against: str | None, out: Path, pictures: int) -> C
     except NoResults as error:
         notices.append(f"Nothing to compare with: {error}.")
     if other is None:
-        notices.append("Nothing to compare with: git has no earlier dvc.lock.")
+        notices.append("Nothing to compare with: no earlier commit has other results.")
     for notice in notices:
         log.warning("%s", notice)
     content = gather(now, before, pictures=pictures, notices=notices)

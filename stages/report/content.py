@@ -174,6 +174,11 @@ def _notices(now: Snapshot, before: Snapshot | None, data: Mapping[str, Sequence
                 f"{state.name} has no {', '.join(state.missing)}: what needs them is left out. Files that "
                 "DVC keeps come with `dvc fetch`; those that git keeps must have been committed."
             )
+        if state.newer:
+            notices.append(
+                f"The results of {state.name} are older than its {', '.join(state.newer)}: pictures and data "
+                "may not be those that were measured. `dvc repro evaluate` there brings all up to date."
+            )
     return notices
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Snapshot:
         thresholds: points of the sweep, each with threshold, precision, recall and dice.
         training: values of each epoch by side (`train`, `eval`) and name (`loss`, `dice`).
         missing: paths that neither git nor DVC, its remote included, has of this state.
+        newer: paths, as data or model, that this state has otherwise than its results were measured with.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Snapshot:
     thresholds: list[dict[str, float]]
     training: dict[tuple[str, str], list[float]]
     missing: list[str]
+    newer: list[str]
     _files: _Files = field(repr=False)
 
     def picture(self, path: str) -> NDArray[np.uint8] | None:
@@ -140,19 +142,49 @@ def take_snapshot(root: Path, rev: str | None = None) -> Snapshot:
             for name in ("loss", "dice")
         },
         missing=files.missing,
+        newer=_newer(_locked(files.read("dvc.lock"))),
         _files=files,
     )
 
 
 def last_other_results(root: Path) -> str | None:
-    """The newest commit whose dvc.lock is another than that of the working tree; None without one."""
+    """The newest commit with other results than those of the working tree; None without one.
+
+    One that has data or a model newer than its results comes after all others: what they were measured
+    with is not there.
+    """
     lock = root / "dvc.lock"
-    present = lock.read_bytes() if lock.exists() else b""
+    present = _results(_locked(lock.read_bytes() if lock.exists() else None))
+    otherwise = None
     for commit in _git(root, "log", "--format=%h", "--", "dvc.lock").decode().split():
         deleted = not _git(root, "ls-tree", commit, "dvc.lock")
-        if not deleted and _git(root, "show", f"{commit}:./dvc.lock") != present:
-            return commit
-    return None
+        stages = _locked(None if deleted else _git(root, "show", f"{commit}:./dvc.lock"))
+        if (results := _results(stages)) and results != present:
+            if not _newer(stages):
+                return commit
+            otherwise = otherwise or commit
+    return otherwise
+
+
+def _locked(lock: bytes | None) -> dict[str, Any]:
+    """Stages of a dvc.lock, by name."""
+    return (YAML(typ="safe").load(lock) or {}).get("stages", {}) if lock else {}
+
+
+def _results(stages: Mapping[str, Any]) -> dict[str, str]:
+    """Hash by path of what has been evaluated."""
+    return _hashes([stages.get("evaluate", {})], "outs")
+
+
+def _newer(stages: Mapping[str, Any]) -> list[str]:
+    """What `evaluate` hangs on, and has changed since it ran."""
+    made = _hashes(stages.values(), "outs")
+    used = _hashes([stages.get("evaluate", {})], "deps")
+    return [path for path, digest in used.items() if made.get(path, digest) != digest]
+
+
+def _hashes(stages: Iterable[Mapping[str, Any]], kind: str) -> dict[str, str]:
+    return {file["path"]: file.get("md5", "") for stage in stages for file in stage.get(kind, [])}
 
 
 def _git(root: Path, *arguments: str) -> bytes:

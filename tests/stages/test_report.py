@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from scripts.page_screenshot import chromium_path, launch_options
 from stages.report.__main__ import main, write_report
@@ -293,14 +294,35 @@ def test_without_an_evaluation_there_is_no_report(
     assert "the working tree has no results/evaluate/metrics.json; run `dvc repro`" in capsys.readouterr().err
 
 
-def test_the_commit_to_compare_with_has_other_results(project: Project) -> None:
+def relock(project: Project, stage: str) -> None:
+    """Makes dvc.lock say that the first output of a stage is another."""
+    lock = YAML(typ="safe").load(project.folder / "dvc.lock")
+    lock["stages"][stage]["outs"][0]["md5"] = "0" * 32
+    YAML().dump(lock, project.folder / "dvc.lock")
+
+
+def test_the_commit_to_compare_with_has_other_results(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
     first, second = (project.run("git", "rev-parse", "--short", rev).strip() for rev in ("first", "HEAD~"))
     assert last_other_results(project.folder) == first
     lock = project.folder / "dvc.lock"
-    kept = lock.read_text()
-    lock.write_text(kept + "# not committed\n")
+    lock.write_text(lock.read_text() + "# nothing that was evaluated\n")
+    assert last_other_results(project.folder) == first
+    relock(project, "evaluate")
     assert last_other_results(project.folder) == second
-    lock.write_text(kept)
+
+
+def test_a_commit_of_new_data_with_old_results_is_not_what_new_results_are_compared_with(
+    project: Project, tmp_path: Path
+) -> None:
+    project = project.copy(tmp_path / "copy")
+    second = project.run("git", "rev-parse", "--short", "HEAD~").strip()
+    relock(project, "data_load")
+    project.run("git", "commit", "-qam", "Data, version 2: dvc repro data_split")
+    relock(project, "evaluate")
+    assert last_other_results(project.folder) == second
+    content = write_report(project.folder, "HEAD", tmp_path / "out", pictures=0)
+    assert any("The results of HEAD are older than its data/tiles" in notice for notice in content.notices)
 
 
 def test_a_commit_that_deleted_the_results_is_none_to_compare_with(project: Project, tmp_path: Path) -> None:
@@ -308,8 +330,7 @@ def test_a_commit_that_deleted_the_results_is_none_to_compare_with(project: Proj
     second = project.run("git", "rev-parse", "--short", "HEAD~").strip()
     project.run("git", "rm", "-q", "--cached", "dvc.lock")
     project.run("git", "commit", "-qm", "Results start anew")
-    lock = project.folder / "dvc.lock"
-    lock.write_text(lock.read_text() + "# not committed\n")
+    relock(project, "evaluate")
     assert last_other_results(project.folder) == second
 
 
@@ -318,8 +339,8 @@ def test_a_commit_that_deleted_the_results_is_none_to_compare_with(project: Proj
 
 def snapshot(**values: Any) -> Snapshot:
     mappings = {key: {} for key in ("metrics", "params", "packages", "tiles", "images", "training")}
-    others = {"name": "s", "title": "s", "data_version": "", "thresholds": [], "missing": [], "_files": None}
-    return Snapshot(**{**mappings, **others, **values})
+    others = {"name": "s", "title": "s", "data_version": "", "thresholds": [], "missing": []}
+    return Snapshot(**{**mappings, **others, "newer": [], "_files": None, **values})
 
 
 EVALUATED_BY_HAND: dict[str, Any] = {
