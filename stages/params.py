@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -229,6 +237,16 @@ class MinRecall(Section):
 OperatingPoint = Literal["best_balanced_accuracy", "best_dice"] | MaxFalseAlarmRate | MinRecall
 
 
+def _operating_point(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError as error:  # pydantic would find fault with each of the four by itself
+        raise ValueError(
+            "must be best_balanced_accuracy, best_dice, {max_false_alarm_rate: 0 to 1} or "
+            f"{{min_recall: above 0, to 1}}, one of the four. Received: {value}"
+        ) from error
+
+
 class EvaluateParams(Section):
     """Evaluation.
 
@@ -241,7 +259,7 @@ class EvaluateParams(Section):
         overlays: number of worst images to draw.
     """
 
-    operating_point: OperatingPoint
+    operating_point: Annotated[OperatingPoint, WrapValidator(_operating_point)]
     batch_size: int = Field(ge=1)
     component_overlap: float = Field(gt=0.0, le=1.0)
     overlays: int = Field(ge=0)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from stages import params as module
 from stages.backbones import build_backbone
 from stages.errors import StageError
-from stages.params import Params, load_params
+from stages.params import MinRecall, Params, load_params
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = [
@@ -50,6 +51,25 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
     assert set(YAML(typ="safe").load(ROOT / "params.yaml")) == {
         field.alias or name for name, field in Params.model_fields.items()
     }
+
+
+@pytest.mark.parametrize(
+    "point", ["min_recall", 0.5, {"min_recall": 0}, {"min_recall": 0.9, "max_false_alarm_rate": 0.1}]
+)
+def test_a_wrong_operating_point_is_one_mistake_and_the_four_are_named(tmp_path: Path, point: Any) -> None:
+    said = message(changed(tmp_path, lambda values: values["evaluate"].update(operating_point=point)))
+    assert "1 mistake(s):\n  evaluate.operating_point: " in said
+    for name in ("best_balanced_accuracy", "best_dice", "{max_false_alarm_rate: ", "{min_recall: "):
+        assert name in said
+    assert "Received: " in said
+
+
+def test_one_operating_point_with_a_number_replaces_another_as_the_reference_says(tmp_path: Path) -> None:
+    words = re.findall(r"-S '([+~]evaluate[^']*)'", (ROOT / "docs/reference.md").read_text())
+    point = {"max_false_alarm_rate": 0.01}
+    path = changed(tmp_path, lambda values: values["evaluate"].update(operating_point=point))
+    apply_overrides(path, words)
+    assert load_params(path).evaluate.operating_point == MinRecall(min_recall=0.95)
 
 
 def recipe(network: str) -> list[tuple[str, str]]:
