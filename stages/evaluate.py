@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def evaluate(
         StageError: if the model can't work at the operating point.
     """
     threshold = choose_threshold(params, model, data, val_tiles)
+    for folder in ("overlays", "predictions"):  # of an earlier run by hand; DVC takes them away itself
+        shutil.rmtree(out / folder, ignore_errors=True)
     counts = np.zeros((2, 256), np.int64)
     judged = []
     predictions = predict_levels(model, data, test_tiles, params.batch_size)

@@ -303,6 +303,16 @@ def test_the_worst_images_are_drawn_the_worst_first(metrics: dict[str, Any], tmp
     assert overlays == ["01_Free_alarm.png", "02_Fray_wrong.png", "03_Crack_half.png"]
 
 
+def test_pictures_of_an_earlier_run_do_not_stay_among_those_of_this_one(
+    model: keras.Model, tiles: Tiles, val: list[Tile], test_side: list[Tile], tmp_path: Path
+) -> None:
+    evaluate(PARAMS, model, tiles.root, val, test_side, tmp_path / "out")
+    fewer = PARAMS.model_copy(update={"overlays": 1})
+    evaluate(fewer, model, tiles.root, val, test_side[:2], tmp_path / "out")
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 1
+    assert len(list((tmp_path / "out" / "predictions").rglob("*.png"))) == 2
+
+
 def test_metrics_and_plots_are_written(metrics: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert json.loads((out / "metrics.json").read_text()) == metrics
