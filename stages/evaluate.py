@@ -27,7 +27,7 @@ from stages.dataset import read_mask
 from stages.errors import StageError, run_stage
 from stages.figures import Judged, figures, judge
 from stages.metrics import count_levels, curve
-from stages.operating_point import choose_level, gather_evidence
+from stages.operating_point import choose_level, gather_evidence, too_few_to_tell
 from stages.params import EvaluateParams, load_params
 from stages.tiles import GOOD_CLASS, Tile, prediction_path, read_tiles
 from stages.verdicts import DefectRow, ImageRow, as_csv, defect_rows, image_row
@@ -64,7 +64,10 @@ def choose_threshold(params: EvaluateParams, model: keras.Model, data: Path, til
     bar = tqdm(predictions, total=len(tiles), desc="validation", unit="tile")
     compared = ((levels, read_mask(data / tile.mask), tile.class_ == GOOD_CLASS) for tile, levels in bar)
     evidence = gather_evidence(compared, params.component_overlap)
-    return choose_level(params.operating_point, evidence) / 255
+    threshold = choose_level(params.operating_point, evidence) / 255
+    if doubt := too_few_to_tell(params.operating_point, evidence):
+        log.warning("%s", doubt)
+    return threshold
 
 
 def evaluate(

@@ -20,6 +20,7 @@ __all__ = [
     "best_dice_level",
     "choose_level",
     "gather_evidence",
+    "too_few_to_tell",
     "wilson_interval",
 ]
 
@@ -109,6 +110,29 @@ def choose_level(point: OperatingPoint, evidence: Evidence) -> int:
             f"and there is no {lacking}; best_dice does without"
         )
     return best_balanced_level(evidence.alarms, evidence.catches)
+
+
+def too_few_to_tell(point: OperatingPoint, evidence: Evidence) -> str | None:
+    """Says that validation is too small for a rate that is asked for; None where it is not.
+
+    It is where the rate is less than one image or defect: then none may be wrong, whatever the rate.
+    """
+    if isinstance(point, MaxFalseAlarmRate):
+        rate, number, of = point.max_false_alarm_rate, len(evidence.alarms), "good images"
+        asked, wrong = f"max_false_alarm_rate {rate:g}", "a false alarm"
+    elif isinstance(point, MinRecall):
+        rate, number, of = 1 - point.min_recall, len(evidence.discoveries), "defects"
+        asked, wrong = f"min_recall {point.min_recall:g}", "missed"
+    else:
+        return None
+    if rate == 0 or rate * number >= 1 - 1e-9:
+        return None
+    interval = wilson_interval(0.0, number)
+    high = interval["high"] if interval else 1.0
+    return (
+        f"{asked} asks for more than {number} {of} in validation can tell: none of them is {wrong} at this "
+        f"threshold, but up to {high:.0%} of others may be"
+    )
 
 
 def best_balanced_level(alarms: Sequence[int], catches: Sequence[int]) -> int:

@@ -207,6 +207,15 @@ def test_the_threshold_follows_the_operating_point(
     assert metrics["false_alarm_rate"] == 0.5
 
 
+def test_a_threshold_that_stands_on_too_few_tiles_is_said_to(
+    model: keras.Model, tiles: Tiles, val: list[Tile], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = tiles.add("Free", "good", levels(20, 30), rows(20, 30))
+    params = PARAMS.model_copy(update={"operating_point": MaxFalseAlarmRate(max_false_alarm_rate=0.01)})
+    choose_threshold(params, model, tiles.root, [*val, good])
+    assert "max_false_alarm_rate 0.01 asks for more than 1 good images in validation can tell" in caplog.text
+
+
 def test_auroc_by_hand(metrics: dict[str, Any]) -> None:
     # Scores 220 and 180 with a defect, 10 and 160 without: every pair is in order.
     assert metrics["auroc"] == 1.0

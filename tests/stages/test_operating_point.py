@@ -15,6 +15,7 @@ from stages.operating_point import (
     best_dice_level,
     choose_level,
     gather_evidence,
+    too_few_to_tell,
     wilson_interval,
 )
 from stages.params import MaxFalseAlarmRate, MinRecall
@@ -51,6 +52,19 @@ def test_without_tiles_that_tell_it_is_an_error() -> None:
         choose_level("best_balanced_accuracy", Evidence(catches=[200]))
     with pytest.raises(StageError, match="there is no tile with a defect; best_dice does without"):
         choose_level("best_balanced_accuracy", Evidence(alarms=[20]))
+
+
+def test_a_rate_that_so_few_tiles_or_defects_cannot_tell_is_doubted() -> None:
+    doubt = too_few_to_tell(MaxFalseAlarmRate(max_false_alarm_rate=0.2), EVIDENCE)
+    assert doubt == (
+        "max_false_alarm_rate 0.2 asks for more than 4 good images in validation can tell: none of them is a "
+        "false alarm at this threshold, but up to 49% of others may be"
+    )
+    assert "none of them is missed" in (too_few_to_tell(MinRecall(min_recall=0.8), EVIDENCE) or "")
+    for enough in (MaxFalseAlarmRate(max_false_alarm_rate=0.25), MinRecall(min_recall=0.75)):
+        assert too_few_to_tell(enough, EVIDENCE) is None
+    for asked in (MinRecall(min_recall=1), MaxFalseAlarmRate(max_false_alarm_rate=0), "best_dice"):
+        assert too_few_to_tell(asked, EVIDENCE) is None
 
 
 @pytest.mark.parametrize("overlap", [0.01, 0.1, 0.3, 0.5, 1.0])
