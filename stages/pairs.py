@@ -178,7 +178,7 @@ def read_pair(files: Source, pair: Pair, threshold: int) -> tuple[Tile, bytes, b
     buffer = io.BytesIO()
     Image.fromarray(binary).save(buffer, "PNG", optimize=False)
     mask = buffer.getvalue()
-    exposure, number = exposure_of(pair.key) or (0, 0)
+    exposure, number = exposure_of(pair.key)
     tile = Tile(
         image=f"images/{pair.key}{PurePosixPath(pair.image).suffix.lower()}",
         mask=f"masks/{pair.key}.png",

@@ -33,6 +33,7 @@ GOOD_CLASS = "Free"
 CLASSES = ("Blowhole", "Break", "Crack", "Fray", "Uneven", GOOD_CLASS)
 
 EXPOSURE_NAME = re.compile(r"exp(\d+)_num_(\d+)$")
+OWN_NAME = re.compile(r"([^/]+)_exp(\d+)$")
 MAX_GAP = 400
 
 
@@ -76,10 +77,12 @@ COLUMNS = [field.name.rstrip("_") for field in fields(Tile)]
 INTEGERS = ("exposure", "number", "width", "height", "defect_pixels")
 
 
-def exposure_of(name: str) -> tuple[int, int] | None:
-    """Exposure and number of a name without suffix, if it has them."""
-    match = EXPOSURE_NAME.search(name)
-    return (int(match[1]), int(match[2])) if match else None
+def exposure_of(name: str) -> tuple[int, int]:
+    """Exposure and number of a name without suffix, each 0 where it has none."""
+    if match := EXPOSURE_NAME.search(name):
+        return int(match[1]), int(match[2])
+    own = OWN_NAME.search(name)
+    return int(own[2]) if own else 0, 0
 
 
 def group_exposures(names: Iterable[str]) -> dict[str, str]:
@@ -96,10 +99,12 @@ def group_exposures(names: Iterable[str]) -> dict[str, str]:
     numbered = []
     for name in sorted(names):
         stem = name.rpartition("/")[2]
-        if match := exposure_of(stem):
-            numbered.append((match[1], match[0], name))
+        if EXPOSURE_NAME.search(stem):
+            exposure, number = exposure_of(stem)
+            numbered.append((number, exposure, name))
         else:
-            tiles[name] = re.sub(r"_exp\d+$", "", stem if "_exp" in stem else name)
+            own = OWN_NAME.search(stem)
+            tiles[name] = own[1] if own else name
     previous: tuple[int, int] | None = None
     current = ""
     for number, exposure, name in sorted(numbered):

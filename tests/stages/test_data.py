@@ -17,7 +17,7 @@ from stages.data_split import data_split, leaks
 from stages.errors import StageError
 from stages.own import start_anew
 from stages.params import DataLoadParams, DataSplitParams, SyntheticParams
-from stages.tiles import Tile, group_exposures, read_tiles, write_tiles
+from stages.tiles import Tile, exposure_of, group_exposures, read_tiles, write_tiles
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +120,13 @@ def test_exposures_ascend_within_a_tile_and_a_jump_starts_another() -> None:
     tiles = group_exposures(names)
     assert tiles[names[0]] == tiles[names[1]]
     assert len({tiles[name] for name in names[1:]}) == 4
+
+
+def test_names_of_ones_own_tell_tile_and_exposure_where_they_end_so() -> None:
+    names = ["Crack/7_exp1", "Free/7_exp12", "Crack/7_exposed", "Free/7_exposed"]
+    assert [exposure_of(name) for name in names] == [(1, 0), (12, 0), (0, 0), (0, 0)]
+    tiles = group_exposures(names)
+    assert [tiles[name] for name in names] == ["7", "7", "Crack/7_exposed", "Free/7_exposed"]
 
 
 def test_grouped_split_keeps_each_tile_on_one_side_with_all_classes(tmp_path: Path) -> None:
