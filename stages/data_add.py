@@ -21,11 +21,11 @@ from pathlib import Path
 
 from stages.errors import StageError, run_command
 from stages.own import SCRATCH, change_own, known_images, own_files, read_own
-from stages.pairs import find_pairs, misplaced, problems_error, read_pair
+from stages.pairs import doubt, find_pairs, misplaced, problems_error, read_pair
 from stages.params import load_params
 from stages.pins import deleted_images, present_split, read_pins, settle, write_pins
 from stages.sources import open_source
-from stages.tiles import CLASSES, GOOD_CLASS, Tile, group_exposures
+from stages.tiles import CLASSES, Tile, group_exposures
 
 __all__ = ["data_add"]
 
@@ -129,8 +129,8 @@ def main() -> None:
 def _add(folder: str, relabel: bool) -> None:
     tiles = data_add(folder, Path("data"), load_params().data_load.mask_threshold, relabel=relabel)
     for tile in tiles:
-        if (tile.class_ == GOOD_CLASS) == bool(tile.defect_pixels):
-            log.warning("look at %s: %d defect pixels", tile.key, tile.defect_pixels)
+        if odd := doubt(tile):
+            log.warning("look at %s: %s", tile.key, odd)
     classes = ", ".join(f"{name} {count}" for name, count in Counter(tile.class_ for tile in tiles).items())
     done, pieces = "relabelled" if relabel else "added", len({tile.tile for tile in tiles})
     log.info("%s %d images of %d tiles: %s", done, len(tiles), pieces, classes)

@@ -153,6 +153,12 @@ def main() -> None:
         log.warning(
             "%d images of class %s have a defect in their mask, as %s", len(marked), GOOD_CLASS, marked[0]
         )
+    if covered := [tile.key for tile in tiles if tile.defect_pixels * 2 > tile.width * tile.height]:
+        log.warning(
+            "%d masks have more than half of the image as defect, as %s: inverted, or a copy of the image?",
+            len(covered),
+            covered[0],
+        )
     classes = ", ".join(f"{name} {count}" for name, count in Counter(tile.class_ for tile in tiles).items())
     pieces = len({tile.tile for tile in tiles})
     log.info("%d images of %d tiles in data/tiles: %s", len(tiles), pieces, classes)

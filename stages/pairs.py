@@ -21,7 +21,7 @@ from stages.errors import StageError
 from stages.sources import Source
 from stages.tiles import CLASSES, GOOD_CLASS, Tile, exposure_of
 
-__all__ = ["IMAGE_SUFFIXES", "Pair", "find_pairs", "misplaced", "problems_error", "read_pair"]
+__all__ = ["IMAGE_SUFFIXES", "Pair", "doubt", "find_pairs", "misplaced", "problems_error", "read_pair"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_ENDING = "_mask"
@@ -193,6 +193,16 @@ def read_pair(files: Source, pair: Pair, threshold: int) -> tuple[Tile, bytes, b
         mask_sha256=hashlib.sha256(mask).hexdigest(),
     )
     return tile, data, mask
+
+
+def doubt(tile: Tile) -> str | None:
+    """What is odd about the mask of an image, or None; on a real tile no defect covers half of it."""
+    if (tile.class_ == GOOD_CLASS) == bool(tile.defect_pixels):
+        return f"{tile.defect_pixels} defect pixels"
+    if tile.defect_pixels * 2 > tile.width * tile.height:
+        share = tile.defect_pixels / (tile.width * tile.height)
+        return f"{share:.0%} of it are defect pixels; an inverted mask, or a copy of the image?"
+    return None
 
 
 def _mask_levels(mask: Image.Image) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from stages import own
 from stages.data_add import data_add
+from stages.data_add import main as data_add_main
 from stages.data_delete import data_delete
 from stages.data_load import data_load
 from stages.data_split import data_split
@@ -240,6 +241,26 @@ def test_a_png_image_has_its_mask_beside_it(project: Project, tmp_path: Path) ->
     assert project.tile("Crack/a").image == "images/Crack/a.png"
     Image.fromarray(surface(2)).save(folder / "b.png")
     assert "b.png: mask without an image" in project.refused(lambda: project.add(folder.parent))
+
+
+def test_masks_that_are_not_as_one_expects_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    start_anew(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    full = np.full((50, 60), 255, np.uint8)
+    write(tmp_path / "new", "Crack/inverted.jpg", surface(1), full)
+    write(tmp_path / "new", "Crack/empty.jpg", surface(2), full * 0)
+    write(tmp_path / "new", "Crack/usual.jpg", surface(3))
+    write(tmp_path / "new", "Free/marked.jpg", surface(4), full // 255)
+    monkeypatch.setattr("sys.argv", ["data_add", "new"])
+    data_add_main()
+    assert [text for text in caplog.messages if text.startswith("look at")] == [
+        "look at Crack/empty: 0 defect pixels",
+        "look at Crack/inverted: 100% of it are defect pixels; an inverted mask, or a copy of the image?",
+        "look at Free/marked: 3000 defect pixels",
+    ]
 
 
 def test_a_picture_that_a_camera_turned_counts_upright(project: Project, tmp_path: Path) -> None:
@@ -476,6 +497,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from stages.data_add import data_add
+from stages.data_add import main as data_add_main
 
 data_add(sys.argv[1], Path(sys.argv[2]), 0)
 """

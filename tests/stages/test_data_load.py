@@ -329,6 +329,8 @@ def test_the_stage_counts_classes_and_says_where_masks_are_not_as_one_expects(
         "Free/b.jpg": picture(seed=1),
         "Free/b.png": mask(1),
     }
+    inverted = encoded(np.full((20, 24), 255, np.uint8), "PNG")
+    files |= {"Crack/d.jpg": picture(seed=3), "Crack/d.png": inverted}
     folder(tmp_path / "source", files | {"Free/c.jpg": picture(seed=2)})
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(re.sub("source: .*", "source: source", text))
@@ -339,7 +341,8 @@ def test_the_stage_counts_classes_and_says_where_masks_are_not_as_one_expects(
     assert caplog.messages == [
         "1 images of class Crack have an empty mask: they train as good ones",
         "1 images of class Free have a defect in their mask, as Free/b",
-        "3 images of 3 tiles in data/tiles: Crack 1, Free 2",
+        "1 masks have more than half of the image as defect, as Crack/d: inverted, or a copy of the image?",
+        "4 images of 4 tiles in data/tiles: Crack 2, Free 2",
     ]
 
 
