@@ -9,7 +9,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-__all__ = ["Plane", "Rng", "blank", "gain", "noise", "smooth", "soften", "to_levels", "to_mask"]
+__all__ = [
+    "DRAWN_CLASSES",
+    "Plane",
+    "Rng",
+    "blank",
+    "gain",
+    "noise",
+    "smooth",
+    "soften",
+    "to_levels",
+    "to_mask",
+]
+
+DRAWN_CLASSES = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
+"""Classes of defects that can be drawn; of the data's, a project may have more."""
 
 Rng = np.random.Generator
 Plane = NDArray[np.float32]

@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stages.drawing import Plane, Rng, blank, gain, noise, smooth, soften, to_levels, to_mask
+from stages.drawing import DRAWN_CLASSES, Plane, Rng, blank, gain, noise, smooth, soften, to_levels, to_mask
 from stages.synthetic import draw_defect
-from stages.tiles import CLASSES, GOOD_CLASS
 
-__all__ = ["DEFECT_CLASSES", "draw_any_defect", "draw_lifelike_defect", "draw_lifelike_tile"]
+__all__ = ["draw_any_defect", "draw_lifelike_defect", "draw_lifelike_tile"]
 
-DEFECT_CLASSES = [name for name in CLASSES if name != GOOD_CLASS]
 PLAIN_SHARE = 0.25
 """Share of the plain drawings where there are both kinds."""
 
@@ -78,7 +76,7 @@ def draw_any_defect(
         The picture with the defect, and its mask, both (H, W) uint8; the mask is 0 or 255.
     """
     draw = draw_defect if rng.random() < plain_share else draw_lifelike_defect
-    return draw(image, str(rng.choice(DEFECT_CLASSES)), rng)
+    return draw(image, str(rng.choice(DRAWN_CLASSES)), rng)
 
 
 def draw_lifelike_defect(

@@ -17,9 +17,9 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from stages.drawing import Plane, Rng, blank, gain, noise, soften, to_levels, to_mask
+from stages.drawing import DRAWN_CLASSES, Plane, Rng, blank, gain, noise, soften, to_levels, to_mask
 from stages.params import SyntheticParams
-from stages.tiles import CLASSES, GOOD_CLASS
+from stages.tiles import GOOD_CLASS
 
 __all__ = ["draw_defect", "draw_surface", "write_synthetic"]
 
@@ -33,8 +33,8 @@ NUMBER_GAP = 1000
 
 def write_synthetic(params: SyntheticParams, folder: Path) -> None:
     """Writes a set in the layout of the real one: `MT_<Class>/Imgs/exp<E>_num_<M>.jpg` and `.png`."""
-    counts = {name: params.good_tiles if name == GOOD_CLASS else params.tiles_per_class for name in CLASSES}
-    plan = [(index, name, tile) for index, name in enumerate(CLASSES) for tile in range(counts[name])]
+    counts = {name: params.tiles_per_class for name in DRAWN_CLASSES} | {GOOD_CLASS: params.good_tiles}
+    plan = [(index, name, tile) for index, name in enumerate(counts) for tile in range(counts[name])]
     first = NUMBER_GAP
     for index, name, tile in tqdm(plan, desc="drawing tiles", unit="tile"):
         target = folder / f"MT_{name}" / "Imgs"

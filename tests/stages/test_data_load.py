@@ -320,6 +320,34 @@ def test_one_picture_with_two_answers_is_named_and_with_one_is_not(tmp_path: Pat
     assert len(load(source, tmp_path / "out")) == 2
 
 
+def test_a_class_of_ones_own_needs_its_name_alone(tmp_path: Path) -> None:
+    files = {"Scratch/a.jpg": picture(), "Scratch/a.png": mask(1), "Free/b.jpg": picture(seed=1)}
+    folder(tmp_path / "source", files)
+    for package in ("stages", "serving"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    tiles = tmp_path / "stages" / "tiles.py"
+    tiles.write_text(tiles.read_text().replace('"Uneven", GOOD_CLASS', '"Uneven", "Scratch", GOOD_CLASS'))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    program = """
+import numpy as np
+from pathlib import Path
+from stages.data_load import data_load
+from stages.lifelike import draw_any_defect
+from stages.params import load_params
+params, rng = load_params().data_load, np.random.default_rng(1)
+for source in ("source", "synthetic"):
+    sizes = params.synthetic.model_copy(update={"tiles_per_class": 1, "good_tiles": 1})
+    chosen = params.model_copy(update={"source": source, "synthetic": sizes})
+    found = data_load(chosen, Path(source + "-data"))
+    print(*sorted({tile.class_ for tile in found}))
+for _ in range(30):
+    draw_any_defect(rng.integers(0, 255, (64, 64)).astype(np.uint8), rng)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["Free Scratch", "Blowhole Break Crack Fray Free Uneven"]
+
+
 def test_the_stage_counts_classes_and_says_where_masks_are_not_as_one_expects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
