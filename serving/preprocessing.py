@@ -31,6 +31,7 @@ __all__ = [
     "read_file",
     "read_image",
     "to_gray",
+    "upright",
 ]
 
 MAX_PIXELS = 64_000_000
@@ -139,6 +140,14 @@ def orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turns a decoded image as its EXIF orientation says."""
+    image.load()  # turns a TIFF, which then says no more that it has to be turned
+    turn = UPRIGHT.get(orientation(image))
+    # Not ImageOps.exif_transpose: it writes all EXIF data anew, and stumbles over what it could read.
+    return image if turn is None else image.transpose(turn)
+
+
 def to_gray(image: Image.Image) -> NDArray[np.uint8]:
     """Turns a decoded image into grey levels, upright.
 
@@ -151,18 +160,15 @@ def to_gray(image: Image.Image) -> NDArray[np.uint8]:
     Raises:
         ImageError: if its mode has no grey levels of a known range.
     """
-    image.load()  # turns a TIFF, which then says no more that it has to be turned
-    turn = UPRIGHT.get(orientation(image))
-    # Not ImageOps.exif_transpose: it writes all EXIF data anew, and stumbles over what it could read.
-    upright = image if turn is None else image.transpose(turn)
-    if upright.mode == "F":
+    turned = upright(image)
+    if turned.mode == "F":
         raise ImageError("grey levels as floating point have no fixed range; save it with 8 or 16 bits")
-    if upright.mode.startswith("I"):
-        return _high_byte(np.asarray(upright))
+    if turned.mode.startswith("I"):
+        return _high_byte(np.asarray(turned))
     try:
-        return np.asarray(upright.convert("L"), dtype=np.uint8)
+        return np.asarray(turned.convert("L"), dtype=np.uint8)
     except ValueError as error:
-        raise ImageError(f"colour mode {upright.mode} can't be turned into grey levels") from error
+        raise ImageError(f"colour mode {turned.mode} can't be turned into grey levels") from error
 
 
 def file_to_send(image: Image.Image, data: bytes) -> bytes | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import ImageError
-from serving.preprocessing import open_image, to_gray
+from serving.preprocessing import open_image, to_gray, upright
 from stages.errors import StageError
 from stages.sources import Source
 from stages.tiles import CLASSES, GOOD_CLASS, Tile, exposure_of
@@ -207,6 +207,7 @@ def doubt(tile: Tile) -> str | None:
 
 def _mask_levels(mask: Image.Image) -> NDArray[np.uint8]:
     """Levels of a mask, (H, W) uint8; of one in colour the highest of its channels, however dark it is."""
+    mask = upright(mask)
     if mask.has_transparency_data:
         lowest, highest = mask.convert("RGBA").getchannel("A").getextrema()
         if lowest != highest:

@@ -274,6 +274,21 @@ def test_a_picture_that_a_camera_turned_counts_upright(project: Project, tmp_pat
     assert (tile.height, tile.width) == (60, 50)
 
 
+def test_a_mask_that_is_to_be_turned_like_its_picture_is(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "Crack"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down, which no size gives away
+    mask = np.zeros((50, 60), np.uint8)
+    mask[:9, :9] = 255
+    Image.fromarray(surface(1)).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(mask).save(folder / "turned.png", exif=exif)
+    project.add(folder.parent)
+    project.repro()
+    kept = Image.open(project.data / "tiles" / project.tile("Crack/turned").mask)
+    np.testing.assert_array_equal(np.asarray(kept), mask[::-1, ::-1])
+
+
 # The split
 
 
