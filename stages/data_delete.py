@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.errors import run_command
 from stages.own import SCRATCH, change_own, known_images, own_files, read_own
-from stages.pairs import problems_error
+from stages.pairs import plain_name, problems_error
 from stages.pins import Pin, present_split, read_pins, settle, write_pins
 
 __all__ = ["data_delete"]
@@ -54,7 +54,7 @@ def data_delete(names: Sequence[str], data: Path) -> list[str]:
 
 
 def _key(name: str, known: dict[str, str]) -> str:
-    key = "/".join(PurePosixPath(name).parts[-2:])
+    key = plain_name("/".join(PurePosixPath(name).parts[-2:]))
     return key if key in known else key.removesuffix(PurePosixPath(key).suffix)
 
 

@@ -68,7 +68,7 @@ def read_own(data: Path) -> dict[str, str]:
 
 def own_files(listed: Mapping[str, str]) -> dict[str, list[str]]:
     """Paths in `data/own` of each `<Class>/<name>`, the image first."""
-    return {pair.key: list(pair.files) for pair in find_pairs(listed)[0]}
+    return {pair.key: list(pair.files.values()) for pair in find_pairs(listed)[0]}
 
 
 def known_images(data: Path, listed: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,16 @@ from stages.errors import StageError
 from stages.sources import Source
 from stages.tiles import CLASSES, GOOD_CLASS, Tile, exposure_of
 
-__all__ = ["IMAGE_SUFFIXES", "Pair", "doubt", "find_pairs", "misplaced", "problems_error", "read_pair"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Pair",
+    "doubt",
+    "find_pairs",
+    "misplaced",
+    "plain_name",
+    "problems_error",
+    "read_pair",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_ENDING = "_mask"
@@ -52,7 +62,14 @@ class Pair:
     def files(self) -> dict[str, str]:
         """Paths within the source by those in the short layout, `<Class>/<name>.<suffix>`."""
         names = [name for name in (self.image, self.mask) if name]
-        return {f"{self.key.partition('/')[0]}/{PurePosixPath(name).name}": name for name in names}
+        return {
+            plain_name(f"{self.key.partition('/')[0]}/{PurePosixPath(name).name}"): name for name in names
+        }
+
+
+def plain_name(name: str) -> str:
+    """A name with each accent in its letter: macOS and others write them in two ways, which look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def find_pairs(names: Iterable[str]) -> tuple[list[Pair], list[str]]:
@@ -65,7 +82,7 @@ def find_pairs(names: Iterable[str]) -> tuple[list[Pair], list[str]]:
     pngs: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if match := PLACE.search(name):
-            key, suffix = f"{match[1]}/{match[2]}", match[3].lower()
+            key, suffix = plain_name(f"{match[1]}/{match[2]}"), match[3].lower()
             if suffix in IMAGE_SUFFIXES:
                 images[key].append(name)
             elif suffix == ".png":

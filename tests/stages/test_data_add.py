@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,6 +288,19 @@ def test_a_mask_that_is_to_be_turned_like_its_picture_is(project: Project, tmp_p
     project.repro()
     kept = Image.open(project.data / "tiles" / project.tile("Crack/turned").mask)
     np.testing.assert_array_equal(np.asarray(kept), mask[::-1, ::-1])
+
+
+def test_an_umlaut_is_the_same_however_a_file_system_writes_it(project: Project, tmp_path: Path) -> None:
+    one, two = "Tür", unicodedata.normalize("NFD", "Tür")
+    write(tmp_path / "new", f"Crack/{one}_exp1.jpg", surface(1))
+    write(tmp_path / "new", f"Crack/{two}_exp2.jpg", surface(1, 40))
+    masks = tmp_path / "new" / "Crack"
+    (masks / f"{two}_exp2.png").rename(masks / f"{one}_exp2.png")
+    assert [(tile.key, tile.tile) for tile in project.add(tmp_path / "new")] == [
+        (f"Crack/{one}_exp1", one),
+        (f"Crack/{one}_exp2", one),
+    ]
+    assert data_delete([f"Crack/{two}_exp2"], project.data) == [f"Crack/{one}_exp2"]
 
 
 # The split
