@@ -184,15 +184,23 @@ class Folder:
     def _local_images(self, skipped: str | None) -> Iterator[tuple[str, int, int]]:
         if not os.path.isdir(self.url):
             raise NotADirectoryError(0, "no such folder")
-        for path in images_below(Path(self.url), None if skipped is None else Path(self.url, skipped)):
-            # A name that is no UTF-8 names no file then, which the worker will say of it.
-            name = os.fsencode(path.relative_to(self.url)).decode("utf-8", errors="backslashreplace")
+        os.scandir(self.url).close()
+        without = None if skipped is None else Path(self.url, skipped)
+        errors: list[OSError] = []
+        for path in images_below(Path(self.url), without, errors.append):
+            name = self._name(path)
             try:
                 status = path.stat()
             except OSError:  # a link to nowhere; reading it will say so
                 yield name, 0, 0
             else:
                 yield name, status.st_size, status.st_mtime_ns
+        for error in errors:  # a folder that can't be listed; reading it will say so
+            yield self._name(Path(error.filename)), 0, 0
+
+    def _name(self, path: Path) -> str:
+        # A name that is no UTF-8 names no file then, which the worker will say of it.
+        return os.fsencode(path.relative_to(self.url)).decode("utf-8", errors="backslashreplace")
 
 
 @contextmanager

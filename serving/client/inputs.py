@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,17 +94,18 @@ def collect(arguments: Iterable[str], without: Path | None = None, names: Names 
     return list(inputs.values())
 
 
-def images_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
+def images_below(folder: Path, without: Path | None, on_error: Callable[[OSError], object]) -> Iterator[Path]:
     """Images in a folder and all folders below it, sorted, but no hidden ones.
 
     Args:
         folder: to search.
         without: a folder that is left out.
+        on_error: told of each folder that can't be listed, so that its images aren't missed without a word.
     """
     skipped = None if without is None else os.path.realpath(without)
     if os.path.realpath(folder) == skipped:
         return
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=on_error):
         folders[:] = sorted(
             name
             for name in folders
@@ -131,11 +132,11 @@ def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Pa
                 yield path, path, "no file matches"
             for match in map(Path, matches):
                 # Folders that ** matches bring nothing that it does not match itself.
-                if not match.is_dir():
+                if not os.path.isdir(match):
                     yield match, _below(match, argument), ""
                 elif "**" not in argument and not (without and match.resolve() == without.resolve()):
                     yield from _folder(match, without)
-        elif path.is_dir():
+        elif os.path.isdir(path):  # unlike Path's, no error where it may not be looked at
             yield from _folder(path, without)
         else:
             yield path, Path(path.name), ""
@@ -143,10 +144,14 @@ def _expand(arguments: Iterable[str], without: Path | None) -> Iterator[tuple[Pa
 
 def _folder(folder: Path, without: Path | None) -> Iterator[tuple[Path, Path, str]]:
     empty = True
-    for path in images_below(folder, without):
+    errors: list[OSError] = []
+    for path in images_below(folder, without, errors.append):
         empty = False
         yield path, path.relative_to(folder), ""
-    if empty:
+    for error in errors:
+        path = Path(error.filename)
+        yield path, path, f"can't be listed: {error.strerror}"
+    if empty and not errors:
         yield folder, folder, "no images in this folder"
 
 

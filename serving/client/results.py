@@ -168,7 +168,7 @@ class Results:
             self._release()
 
     def _open(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise ServingError(f"can't write {self.folder}: it is a file; name a folder with --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

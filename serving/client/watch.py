@@ -7,11 +7,13 @@ sends no notices.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,18 +78,28 @@ class Arrivals:
         self._without = without
         self._clock = clock
         self._candidates: dict[Path, _Candidate] = {}
+        self._unlisted: Set[str] = frozenset()
 
     def notice(self, paths: Iterable[Path]) -> None:
         """Takes files, and all in folders, that may be new."""
         for path in filter(self._is_ours, paths):
-            if path.is_dir():
-                self._take(images_below(path, self._without))
+            if os.path.isdir(path):
+                self._take(images_below(path, self._without, lambda _: None))  # the next look tells of it
             elif is_image(path):
                 self._take([path])
 
     def look(self) -> None:
-        """Takes all that lies in the folder."""
-        self._take(images_below(self._folder, self._without))
+        """Takes all that lies in the folder; says once which folders can't be listed."""
+        errors: list[OSError] = []
+        self._take(images_below(self._folder, self._without, errors.append))
+        unlisted = {
+            error.filename: error.strerror
+            for error in errors
+            if error.errno != errno.ENOENT or Path(error.filename) == self._folder  # gone while it looked
+        }
+        for name in unlisted.keys() - self._unlisted:
+            log.warning("can't look into %s: %s; images there have to wait", name, unlisted[name])
+        self._unlisted = unlisted.keys()
 
     def ready(self) -> list[Path]:
         """Files that can be read now: nobody has written to them for a while, or will."""
@@ -219,7 +231,7 @@ def _await_server(job: Job, stop: threading.Event) -> bool:
 
 def _changes(folder: Path, stop: threading.Event) -> Iterator[list[Path]]:
     """Yields paths that have changed, and nothing at least twice a second, until it is told to stop."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ServingError(f"no folder {folder} to watch")
     try:
         yield from _notices(folder, stop)

@@ -19,6 +19,7 @@ from serving.client.outputs import write_pictures
 from serving.client.tile import Tile
 from serving.errors import ServingError
 from serving.local.model import Model
+from tests.serving.forbidden import closed
 from tests.serving.tiles import encoded, tile
 
 RUN = {"source": "tiles", "model": "m", "version": 7, "fingerprint": "f", "threshold": 0.5}
@@ -219,3 +220,14 @@ def test_a_worker_computes_with_the_threads_it_has_been_given(
     configs = [session._config for session in sessions]
     assert [config.intra_op_parallelism_threads for config in configs] == [1, 3]
     assert [config.inter_op_parallelism_threads for config in configs] == [1, 3]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"1")
+    with closed(tmp_path / "b"):
+        found = Folder(str(tmp_path)).images(Folder(str(tmp_path / "out")))
+    assert found["image"].to_pylist() == ["a/1.png", "b"]
+    with closed(tmp_path), pytest.raises(ServingError, match=f"can't list {tmp_path}: Permission denied"):
+        Folder(str(tmp_path)).images(Folder(str(tmp_path / "out")))

@@ -18,6 +18,7 @@ from PIL import Image
 from serving.client import TileClient
 from serving.client.cli import main
 from serving.client.inputs import collect
+from tests.serving.forbidden import closed
 from tests.serving.proxies import proxy_before
 from tests.serving.test_client import closed_port, scripted_server
 from tests.serving.tiles import encoded, png_header, tile
@@ -249,6 +250,15 @@ def test_collect_takes_files_folders_and_globs_once_and_in_order(tiles: Path) ->
 def test_collect_says_what_names_no_image(tmp_path: Path) -> None:
     folder, pattern = collect([str(tmp_path), f"{tmp_path}/*.png"])
     assert (folder.problem, pattern.problem) == ("no images in this folder", "no file matches")
+
+
+def test_collect_says_what_it_may_not_look_at_and_goes_on(tiles: Path) -> None:
+    with closed(tiles / "sub"):
+        found = {one.path: one.problem for one in collect([str(tiles), str(tiles / "sub" / "a.png")])}
+    nothing = dict.fromkeys((tiles / "a.png", tiles / "good.TIF", tiles / "sub" / "a.png"), "")
+    assert found == {tiles / "sub": "can't be listed: Permission denied", **nothing}
+    with closed(tiles):
+        assert [one.problem for one in collect([str(tiles)])] == ["can't be listed: Permission denied"]
 
 
 def test_names_of_results_never_collide(tmp_path: Path) -> None:

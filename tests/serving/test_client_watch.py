@@ -24,6 +24,7 @@ from serving.client.cli import main
 from serving.client.job import Job, Outcome
 from serving.client.results import Results, Stamp
 from serving.client.watch import PATIENCE, SETTLED, STRIKES, Arrivals
+from tests.serving.forbidden import closed
 from tests.serving.proxies import Proxy, proxy_before
 from tests.serving.test_client import closed_port
 from tests.serving.tiles import encoded, tile
@@ -378,6 +379,27 @@ def test_what_is_hidden_or_no_image_or_a_result_is_left_alone(tmp_path: Path) ->
         arrivals.notice([path, path.parent])
     arrivals.look()
     assert list(arrivals._candidates) == [tmp_path / "sub" / "d.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_told_of_once_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "in" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"1")
+    arrivals = Arrivals(tmp_path / "in", lambda path, stamp: False)
+    said = [f"can't look into {folder}: Permission denied; images there have to wait"]
+    for number in (1, 2):
+        with closed(folder):
+            arrivals.look()
+            arrivals.look()
+            arrivals.notice([folder])
+        assert caplog.messages == number * said
+        arrivals.look()
+        assert list(arrivals._candidates) == [folder / "a.png"]
+    (tmp_path / "in").rename(tmp_path / "gone")
+    arrivals.look()
+    assert caplog.messages[-1].startswith(f"can't look into {tmp_path / 'in'}: No such file or directory")
 
 
 def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
