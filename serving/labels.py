@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.changes
             else read_labels(args.config, args.model_name)
         )
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write("".join(f"{label} {version}\n" for label, version in labels.items()))

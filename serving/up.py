@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return _run(server)
-    except ServerUnavailable as error:
+    except (ServerUnavailable, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     base_path = args.to or Path("deploy") / args.model_name
-    target = Target(Deployment(base_path), args.config, args.model_name, args.grace)
     try:
+        target = Target(Deployment(base_path), args.config, args.model_name, args.grace)
         if args.rollback:
             bad, now = roll_back(target, args.label, check_only=args.check)
             out, is_now = ("would leave", "would be") if args.check else ("is out of", "is")

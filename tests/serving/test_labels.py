@@ -13,6 +13,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.errors import ConfigError
 from serving.labels import main, read_labels, set_labels
+from tests.serving.forbidden import closed
 
 ROOT = Path(__file__).parents[2]
 STABLE, CANARY = 20261124080000, 20261125080000
@@ -148,6 +149,15 @@ def test_the_command_sets_and_prints(
     assert capsys.readouterr().out == f"stable {STABLE}\n"
     assert main(["canary=1", *where]) == 1
     assert capsys.readouterr().err.startswith("error: no version 1 in ")
+
+
+def test_a_folder_that_may_not_be_looked_at_is_one_line(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "closed"
+    with closed(folder):
+        assert main([f"stable={STABLE}", f"--config={config}", f"--model_base_path={folder}/models"]) == 1
+    assert capsys.readouterr().err == f"error: [Errno 13] Permission denied: '{folder}/models'\n"
 
 
 @pytest.mark.parametrize("argument", ["stable", "stable=newest", "stable=-1"])

@@ -25,6 +25,7 @@ from serving.promote.deployment import Deployment
 from serving.up import running_server
 from tests.conftest import MODEL_NAME
 from tests.project import Project
+from tests.serving.forbidden import closed
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0  # limit of anything a test waits for
@@ -307,6 +308,14 @@ def test_what_cannot_be_done_is_one_line(
     assert len(error.splitlines()) == 1
     assert any(part in error for part in message.split("|"))
     assert place.versions == []
+
+
+def test_a_folder_that_may_not_be_looked_at_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closed(tmp_path):
+        assert main(["--rollback", f"--to={tmp_path}/tiles"]) == 1
+    assert capsys.readouterr().err == f"error: [Errno 13] Permission denied: '{tmp_path}/tiles'\n"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import requests
 
 from serving.errors import ServerUnavailable
 from serving.up import IMAGE, choose_backend, free_port, main, running_server, server_command
+from tests.serving.forbidden import closed
 from tests.serving.saved_models import save_half
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +245,14 @@ def test_the_command_names_a_missing_folder(tmp_path: Path) -> None:
         "or name another --model_base_path, that of `make demo` is demo/models/magnetic-tiles\n"
     )
     assert process.returncode == 1
+
+
+def test_a_folder_that_may_not_be_looked_at_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with closed(tmp_path):
+        assert main(["--backend=embedded", f"--model_base_path={tmp_path}/models"]) == 1
+    assert capfd.readouterr().err == f"error: [Errno 13] Permission denied: '{tmp_path}/models'\n"
 
 
 def test_starting_a_server_imports_no_tensorflow() -> None:
