@@ -29,13 +29,24 @@ log = logging.getLogger(__name__)
 def find_versions(base_path: Path) -> dict[int, Path]:
     """Lists the versions in a folder: subfolders named by an integer, with a `saved_model.pb`.
 
-    Zeros may lead; of folders with the same number, `1` goes before `01`.
+    One that may not be looked into counts, as it does for TensorFlow Serving: loading it says why it can't
+    be served. Zeros may lead; of folders with the same number, `1` goes before `01`.
+
+    Raises:
+        OSError: the folder can't be listed.
     """
     return {
         int(path.name): path
         for path in sorted(base_path.iterdir())
-        if path.name.isascii() and path.name.isdigit() and (path / "saved_model.pb").is_file()
+        if path.name.isascii() and path.name.isdigit() and _has_model(path)
     }
+
+
+def _has_model(version: Path) -> bool:
+    try:
+        return (version / "saved_model.pb").is_file()
+    except PermissionError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,9 @@ class Versions:
         model = None
         iterations = self._loading.warmup_iterations
         try:
+            (
+                path / "saved_model.pb"
+            ).stat()  # if that isn't permitted, TensorFlow would say that there is none
             model = Model(path, self._loading.batcher, mixed_precision=self._loading.mixed_precision)
             warmed = model.warm_up(path, iterations) if iterations else 0
         except Exception as error:  # TensorFlow raises all kinds for broken files
@@ -283,12 +297,14 @@ def _missing(config: ModelConfig, numbers: Collection[int]) -> str:
 
 
 def _fingerprint(path: Path) -> object:
-    """Tells two states of a version's files apart."""
-    return sorted(
-        (str(one.relative_to(path)), one.stat().st_size, one.stat().st_mtime_ns)
-        for one in path.rglob("*")
-        if one.is_file()
-    )
+    """Tells two states of a version's files apart, their permissions too."""
+    with contextlib.suppress(PermissionError):
+        return sorted(
+            (str(one.relative_to(path)), one.stat().st_size, one.stat().st_ctime_ns)
+            for one in path.rglob("*")
+            if one.is_file()
+        )
+    return None
 
 
 def _as_request_error(error: Exception) -> RequestError:

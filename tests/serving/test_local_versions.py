@@ -21,8 +21,9 @@ import requests
 
 from serving.local.config import ModelConfig
 from serving.local.status import RequestError
-from serving.local.versions import Loading, Versions, find_versions
+from serving.local.versions import Loading, Versions, _fingerprint, find_versions
 from serving.up import free_port, running_server
+from tests.serving.forbidden import closed
 from tests.serving.saved_models import save_half, write_warmup
 
 NAME = "half"
@@ -131,6 +132,28 @@ def test_a_broken_version_is_refused_named_and_retried_when_mended(
     save_half(base_path / "2", offset=2.0)
     wait_until(lambda: state_of(versions, 2) == "AVAILABLE")
     assert answer_of(versions) == (2, 2.0)
+
+
+def test_a_version_that_may_not_be_read_is_refused_named_and_loaded_once_it_may(
+    base_path: Path, watch: Callable[[], Versions]
+) -> None:
+    save_half(base_path / "1", offset=1.0)
+    save_half(base_path / "2", offset=2.0)
+    with closed(base_path / "2"):
+        versions = watch()
+        wait_until(versions.first.done)
+        assert answer_of(versions) == (1, 1.0)
+        (status,) = versions.status(2)
+        assert "Permission denied" in str(status["status"])
+    wait_until(lambda: state_of(versions, 2) == "AVAILABLE")
+
+
+def test_a_broken_version_is_tried_again_when_its_permissions_change(base_path: Path) -> None:
+    save_half(base_path / "1")
+    before = _fingerprint(base_path / "1")
+    time.sleep(0.02)  # clocks of file systems tick every few milliseconds
+    (base_path / "1" / "saved_model.pb").chmod(0o640)
+    assert _fingerprint(base_path / "1") != before
 
 
 def test_a_restart_with_a_broken_newest_version_serves_the_one_before(
