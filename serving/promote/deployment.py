@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,11 @@ class Deployment:
                 self._scratch = Path(scratch)
                 yield self._scratch
 
+    @property
+    def is_private(self) -> bool:
+        """Whether none but its owner can read the folder, and so the versions."""
+        return not self.base_path.stat().st_mode & 0o055
+
     def versions(self) -> list[int]:
         """Numbers of the versions that servers see, ascending."""
         paths = self.base_path.glob("*/saved_model.pb")
@@ -77,12 +83,17 @@ class Deployment:
         return _read_json(self.base_path / str(number) / BLESSING)
 
     def put(self, folder: Path, number: int, blessing: Mapping[str, Any]) -> None:
-        """Moves a version from the scratch folder to where servers see it, or blesses the one there anew."""
+        """Moves a version from the scratch folder to where servers see it, or blesses the one there anew.
+
+        Who may list the serving folder may read the version, whatever umask it was copied with.
+        """
         target = self.base_path / str(number)
         if target.exists():
             self._write_json(target / BLESSING, blessing)
         else:
             self._write_json(folder / BLESSING, blessing)
+            for path in (folder, *folder.rglob("*")):
+                self._share(path)
             os.replace(folder, target)
 
     def withdraw(self, number: int) -> None:
@@ -117,6 +128,15 @@ class Deployment:
         """All is done."""
         self._journal.unlink()
 
+    def _share(self, path: Path) -> None:
+        """Gives a path the group and the permissions of the serving folder, though not for all to write."""
+        status = self.base_path.stat()
+        mode = stat.S_IMODE(status.st_mode) & (0o2775 if path.is_dir() else 0o664)
+        with contextlib.suppress(OSError):  # of a group to which who promotes doesn't belong
+            os.chown(path, -1, status.st_gid)
+        with contextlib.suppress(OSError):  # a file system without permissions
+            path.chmod(mode)
+
     def _write_json(self, path: Path, document: Mapping[str, Any]) -> None:
         draft = self._scratch / "document.json"
         try:
@@ -124,6 +144,7 @@ class Deployment:
                 file.write(json.dumps(document, indent=2) + "\n")
                 file.flush()
                 os.fsync(file.fileno())  # else the machine can stop with a file that is there and empty
+            self._share(draft)
             os.replace(draft, path)
         except OSError as error:
             raise ConfigError(f"can't write {self.base_path}: {error.strerror}") from error

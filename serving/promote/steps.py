@@ -217,6 +217,11 @@ def _notes(folder: Deployment, candidate: Candidate, served: Mapping[str, Any]) 
     notes = []
     if served and served.get("data_version") != candidate.info.get("data_version"):
         notes.append("measured on other data than the version now serving: compare with care")
+    if folder.is_private:
+        notes.append(
+            f"none but its owner can read {folder.base_path}, a container's user neither; if it has to: "
+            f"`chmod -R a+rX {folder.base_path}`"
+        )
     newest = max(folder.versions(), default=0)
     if newest > candidate.number:
         notes.append(f"version {newest} is newer: calls without a label go on getting that")

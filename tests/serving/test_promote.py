@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -179,6 +181,34 @@ def test_without_a_revision_it_is_the_working_tree(place: Place, numbers: dict[s
     assert place.promote() == 0
     assert place.versions == [numbers["worse"]]
     assert place.blessing(numbers["worse"])["source"] == "working tree"
+
+
+@pytest.mark.parametrize(("folder", "folders", "files"), [(0o755, 0o755, 0o644), (0o2770, 0o2770, 0o660)])
+def test_who_may_list_the_serving_folder_may_read_the_version_whatever_the_umask(
+    place: Place, numbers: dict[str, int], folder: int, folders: int, files: int
+) -> None:
+    place.base_path.mkdir(parents=True)
+    place.base_path.chmod(folder)
+    before = os.umask(0o077)
+    try:
+        assert place.promote("good") == 0
+        assert place.promote("good") == 0, "blessed once more"
+    finally:
+        os.umask(before)
+    version = place.base_path / str(numbers["good"])
+    for path in (version, *version.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (folders if path.is_dir() else files), path
+
+
+def test_a_folder_that_none_but_its_owner_can_read_is_told_of(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(0o077)
+    try:
+        assert place.promote("good") == 0
+    finally:
+        os.umask(before)
+    assert f"note: none but its owner can read {place.base_path}, " in capsys.readouterr().out
 
 
 def test_the_same_version_again_changes_nothing(place: Place, numbers: dict[str, int]) -> None:
