@@ -89,7 +89,7 @@ class AsyncTileClient:
         # A proxy for the web must not get what is meant for this machine.
         trusting = urlsplit(self.url).hostname not in rest.LOOPBACK
         self._session = session or httpx.AsyncClient(
-            verify=True if ca_file is None else access.trust(ca_file),
+            verify=access.trust(ca_file) if ca_file else True,
             trust_env=trusting,
             follow_redirects=True,
         )

@@ -147,7 +147,7 @@ class GrpcTransport:
 
 
 def _certificates(ca_file: str | os.PathLike[str] | None) -> bytes | None:
-    if ca_file is None:
+    if not ca_file:
         return None
     access.trust(ca_file)
     return Path(ca_file).read_bytes()

@@ -79,9 +79,9 @@ class RestTransport:
         self.timeout = timeout
         self._retries = retries
         self._authorization = access.authorization(self.url, api_key)
-        if ca_file is not None:
+        if ca_file:
             access.trust(ca_file)
-        self._ca_file = None if ca_file is None else os.fspath(ca_file)
+        self._ca_file = os.fspath(ca_file) if ca_file else None  # empty, requests would trust anyone
         self.session = session or requests.Session()
         if session is None and urlsplit(self.url).hostname in rest.LOOPBACK:
             self.session.trust_env = False  # a proxy for the web must not get what is meant for this machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+import trustme
 
 from serving.client import AsyncTileClient, TileClient
 from serving.client.cli import main
@@ -22,7 +24,9 @@ CLIENTS = [TileClient, AsyncTileClient]
 
 
 @contextmanager
-def recording_server(host: str, location: str = "") -> Iterator[tuple[str, list[str | None]]]:
+def recording_server(
+    host: str, location: str = "", tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[str | None]]]:
     """Answers with nothing, or sends callers elsewhere; yields its URL and the keys that it was shown."""
     keys: list[str | None] = []
 
@@ -38,10 +42,13 @@ def recording_server(host: str, location: str = "") -> Iterator[tuple[str, list[
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of a caller that hangs up
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://{host}:{server.server_port}", keys
+        yield f"http{'s' if tls else ''}://{host}:{server.server_port}", keys
     finally:
         server.shutdown()
         server.server_close()
@@ -118,6 +125,18 @@ def test_an_empty_key_is_none() -> None:
     ):
         status(url, api_key="")
     assert asked == [None]
+
+
+@pytest.mark.parametrize("ask", [status, status_async])
+def test_an_empty_ca_file_is_none_and_trusts_nobody(ask: Callable[..., object]) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    with (
+        recording_server("127.0.0.1", tls=tls) as (url, asked),
+        pytest.raises(ServerError, match=r"is not trusted .*--ca-file"),
+    ):
+        ask(url, api_key=KEY, ca_file="")
+    assert asked == []
 
 
 @pytest.mark.parametrize("client", CLIENTS)
