@@ -133,7 +133,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         "server",
         "An API key, if a proxy asks for one, goes into the environment: MAGNETIC_TILES_API_KEY.",
     )
-    url = os.environ.get("MAGNETIC_TILES_URL", DEFAULT_URL)
+    url = os.environ.get("MAGNETIC_TILES_URL") or DEFAULT_URL
     group.add_argument(
         "--url",
         default=url,

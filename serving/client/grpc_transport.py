@@ -75,8 +75,8 @@ class GrpcTransport:
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
-        parts = urlsplit(self.url)
         try:
+            parts = urlsplit(self.url)
             if not parts.hostname or not parts.port or parts.path:
                 raise ValueError("it needs a host and a port, as in grpc://127.0.0.1:8500")
         except ValueError as error:  # of a port that is no number too

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +98,17 @@ def read(call: Call, url: str, status: int, phrase: str, body: bytes) -> Answer 
 
 
 def with_scheme(url: str) -> str:
-    """A URL with `http://` before it if it has no scheme, and no slash after it."""
-    return (url if "://" in url else f"http://{url}").rstrip("/")
+    """A URL with `http://` before it if it has no scheme, and no slash after it.
+
+    Raises:
+        ServerError: it is none.
+    """
+    whole = (url if "://" in url else f"http://{url}").rstrip("/")
+    try:
+        urlsplit(whole)
+    except ValueError as error:  # of a bracket that is not closed
+        raise ServerError(f"can't ask {url}: {error}") from error
+    return whole
 
 
 def refused(url: str, said: str, status: int) -> Refused:

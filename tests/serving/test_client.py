@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import Prediction, TileClient
+from serving.client import AsyncTileClient, Prediction, TileClient
 from serving.client.doctor import Check, examine
 from serving.client.ordered import ordered_map
 from serving.client.tile import Tile
@@ -327,6 +327,9 @@ def test_a_url_without_a_scheme_is_http(server_url: str) -> None:
 def test_a_url_that_is_none_is_a_server_error() -> None:
     with pytest.raises(ServerError, match="can't ask"):
         TileClient("gopher://x").status()
+    for client in (TileClient, AsyncTileClient):
+        with pytest.raises(ServerError, match=r"can't ask http://\[::1: "):
+            client("http://[::1", api_key="key")
 
 
 def test_ordered_map_never_runs_far_ahead() -> None:

@@ -130,6 +130,15 @@ def test_a_server_that_is_down_stops_with_one_line(
         assert "error" in json.loads(printed.out)
 
 
+def test_an_empty_url_of_the_environment_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAGNETIC_TILES_URL", "")
+    monkeypatch.setattr("serving.client.commands.status", lambda client, _: sys.stdout.write(client.url))
+    main(["status"])
+    assert capsys.readouterr().out == "http://127.0.0.1:8501"
+
+
 def test_status_and_doctor_of_a_sound_server(server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", server_url]) == 0
     assert "AVAILABLE" in capsys.readouterr().out
