@@ -28,6 +28,7 @@ from typing import IO
 
 from serving import onednn
 from serving.errors import ServerUnavailable
+from serving.local.flags import port
 
 __all__ = ["BACKENDS", "IMAGE", "choose_backend", "free_port", "main", "running_server", "server_command"]
 
@@ -345,7 +346,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--backend", default="auto", choices=("auto", *BACKENDS), help="what to start (default: auto)")
-    add("--rest_api_port", type=int, default=8501, metavar="PORT", help="port (default: 8501)")
+    add("--rest_api_port", type=port, default=8501, metavar="PORT", help="port (default: 8501)")
     add(
         "--host",
         default="127.0.0.1",

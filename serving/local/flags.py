@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["parse"]
+__all__ = ["parse", "port"]
 
 _EPILOG = """\
 The base path holds one folder per version, named by an integer, each a SavedModel:
@@ -107,7 +107,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_http(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("HTTP").add_argument
-    add("--rest_api_port", type=_port, default=8501, metavar="PORT", help="port (default: 8501)")
+    add("--rest_api_port", type=port, default=8501, metavar="PORT", help="port (default: 8501)")
     add(
         "--port",
         type=int,
@@ -183,7 +183,8 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """A port to listen on, for `argparse`."""
     number = int(text)
     if not 0 < number < 2**16:
         raise argparse.ArgumentTypeError(f"{text} is not a port, 1 to 65535")

@@ -210,6 +210,12 @@ def test_the_command_ends_with_the_servers_exit_code(base_path: Path) -> None:
     assert process.returncode == 2
 
 
+def test_a_number_that_is_no_port_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--rest_api_port=99999"])
+    assert "99999 is not a port, 1 to 65535" in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_told_before_a_server_starts(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
