@@ -218,9 +218,8 @@ class Versions:
         model = None
         iterations = self._loading.warmup_iterations
         try:
-            (
-                path / "saved_model.pb"
-            ).stat()  # if that isn't permitted, TensorFlow would say that there is none
+            # If that isn't permitted, TensorFlow would say that there is none.
+            (path / "saved_model.pb").stat()
             model = Model(path, self._loading.batcher, mixed_precision=self._loading.mixed_precision)
             warmed = model.warm_up(path, iterations) if iterations else 0
         except Exception as error:  # TensorFlow raises all kinds for broken files
