@@ -61,7 +61,7 @@ class AsyncTileClient:
 
     Raises:
         ValueError: if the threshold is out of range, the label can't be one, or it comes with a version.
-        ServerError: if the URL is not one of HTTP, or key or CA file can't be used.
+        ServerError: if the URL is not one of HTTP, or key, CA file or the environment's proxy can't be used.
     """
 
     def __init__(
@@ -88,11 +88,14 @@ class AsyncTileClient:
         self._authorization = access.authorization(self.url, api_key)
         # A proxy for the web must not get what is meant for this machine.
         trusting = urlsplit(self.url).hostname not in rest.LOOPBACK
-        self._session = session or httpx.AsyncClient(
-            verify=access.trust(ca_file) if ca_file else True,
-            trust_env=trusting,
-            follow_redirects=True,
-        )
+        try:
+            self._session = session or httpx.AsyncClient(
+                verify=access.trust(ca_file) if ca_file else True,
+                trust_env=trusting,
+                follow_redirects=True,
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a proxy of the environment
+            raise ServerError(f"can't ask {self.url}: {rest.clip(str(error))}") from error
 
     async def predict(self, source: Source) -> Prediction:
         """See `TileClient.predict`."""

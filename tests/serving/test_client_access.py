@@ -151,3 +151,13 @@ def test_a_ca_file_that_is_none_is_named(client: Callable[..., object], tmp_path
 def test_the_command_says_in_one_line_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", "https://127.0.0.1:1", "--ca-file", "missing.pem"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ask", [status, status_async])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:port", "carrier://127.0.0.1:9"])
+def test_a_proxy_of_the_environment_that_cannot_be_used_is_a_server_error(
+    ask: Callable[..., object], proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ServerError, match=r"can't ask http://inspection\.invalid:8501: "):
+        ask("http://inspection.invalid:8501")
