@@ -129,11 +129,22 @@ def server_command(
         return [sys.executable, "-m", "serving.local", f"--host={host}", *all_flags]
     return [
         *("docker", "run", "--rm", "--init", "--name", _container(port)),
-        *("-p", f"{host}:{port}:8501", "-v", f"{path}:/models/{name}:ro", "-e", f"MODEL_NAME={name}"),
+        *(
+            "-p",
+            f"{_in_url(host)}:{port}:8501",
+            "-v",
+            f"{path}:/models/{name}:ro",
+            "-e",
+            f"MODEL_NAME={name}",
+        ),
         *("-e", "TF_ENABLE_ONEDNN_OPTS=1"),
         IMAGE,
         *flags,
     ]
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _container(port: int) -> str:
@@ -328,7 +339,8 @@ def _announce(server: _Server, is_running: Callable[[], bool]) -> None:
         if not is_running():
             return
         time.sleep(0.2)
-    url = f"http://localhost:{server.port}"
+    host = "localhost" if server.host in ("127.0.0.1", "0.0.0.0", "::") else _in_url(server.host)
+    url = f"http://{host}:{server.port}"
     print(
         f"{server.name} is served at {url}; ^C ends it. Try it:\n"
         f"  curl {url}/v1/models/{server.name}\n"

@@ -112,7 +112,8 @@ def _serve(args: argparse.Namespace, configs: Sequence[ModelConfig] | None, list
             metrics_path=metrics_path,
         )
         names = ", ".join(config.name for config in configs or ()) or "no model"
-        log.info("serving %s at http://%s:%d", names, args.host, args.rest_api_port)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        log.info("serving %s at http://%s:%d", names, host, args.rest_api_port)
         if args.port:
             log.info("nothing listens on port %d: this server speaks no gRPC", args.port)
         seconds = args.rest_api_timeout_in_ms / 1000

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from serving import up
 from serving.errors import ServerUnavailable
 from serving.up import IMAGE, choose_backend, free_port, main, running_server, server_command
 from tests.serving.forbidden import closed
@@ -94,6 +95,7 @@ def test_docker_gets_the_model_as_its_image_expects_it(tmp_path: Path) -> None:
     assert "-e MODEL_NAME=tiles" in text
     assert "-e TF_ENABLE_ONEDNN_OPTS=1" in text
     assert text.endswith(f"{IMAGE} --enable_batching=true")
+    assert "[::1]:8600:8501" in server_command("docker", tmp_path, "tiles", 8600, host="::1")
 
 
 def test_the_binary_is_started_with_flags_it_has(base_path: Path, programs: Path, tmp_path: Path) -> None:
@@ -201,6 +203,18 @@ def test_the_command_says_how_to_try_it_and_ends_when_told_to(
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "localhost"), ("::", "localhost"), ("192.0.2.7", "192.0.2.7"), ("::1", "[::1]")],
+)
+def test_the_url_to_try_is_one_at_which_the_server_listens(
+    host: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "_is_available", lambda _: True)
+    up._announce(up._Server("embedded", Path(), NAME, 8600, host), lambda: True)
+    assert f"served at http://{shown}:8600; " in capsys.readouterr().err
 
 
 def test_the_command_ends_with_the_servers_exit_code(base_path: Path) -> None:
