@@ -129,14 +129,8 @@ def server_command(
         return [sys.executable, "-m", "serving.local", f"--host={host}", *all_flags]
     return [
         *("docker", "run", "--rm", "--init", "--name", _container(port)),
-        *(
-            "-p",
-            f"{_in_url(host)}:{port}:8501",
-            "-v",
-            f"{path}:/models/{name}:ro",
-            "-e",
-            f"MODEL_NAME={name}",
-        ),
+        *("-p", f"{_in_url(host)}:{port}:8501"),
+        *("-v", f"{path}:/models/{name}:ro", "-e", f"MODEL_NAME={name}"),
         *("-e", "TF_ENABLE_ONEDNN_OPTS=1"),
         IMAGE,
         *flags,
