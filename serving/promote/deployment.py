@@ -88,13 +88,12 @@ class Deployment:
         Who may list the serving folder may read the version, whatever umask it was copied with.
         """
         target = self.base_path / str(number)
-        if target.exists():
-            self._write_json(target / BLESSING, blessing)
-        else:
-            self._write_json(folder / BLESSING, blessing)
-            for path in (folder, *folder.rglob("*")):
-                self._share(path)
-            os.replace(folder, target)
+        version = target if target.exists() else folder
+        self._write_json(version / BLESSING, blessing)
+        for path in (version, *version.rglob("*")):
+            self._share(path)
+        if version != target:
+            os.replace(version, target)
 
     def withdraw(self, number: int) -> None:
         """Takes a version from where servers see it, if it is there; it is kept aside."""

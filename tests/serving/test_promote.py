@@ -192,10 +192,11 @@ def test_who_may_list_the_serving_folder_may_read_the_version_whatever_the_umask
     before = os.umask(0o077)
     try:
         assert place.promote("good") == 0
+        version = place.base_path / str(numbers["good"])
+        version.chmod(0o700)  # as versions were left before
         assert place.promote("good") == 0, "blessed once more"
     finally:
         os.umask(before)
-    version = place.base_path / str(numbers["good"])
     for path in (version, *version.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (folders if path.is_dir() else files), path
 
