@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--model_config_file_poll_wait_seconds",
-        type=float,
+        type=_seconds,
         default=0.0,
         metavar="S",
         help="time between two looks at that file; a refused one changes nothing (default: 0, look once)",
@@ -79,7 +80,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--file_system_poll_wait_seconds",
-        type=float,
+        type=_seconds,
         default=1.0,
         metavar="S",
         help="time between two looks for new versions; 0: look once (default: 1)",
@@ -189,6 +190,13 @@ def port(text: str) -> int:
     if not 0 < number < 2**16:
         raise argparse.ArgumentTypeError(f"{text} is not a port, 1 to 65535")
     return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, at least 0")
+    return seconds
 
 
 def _flag(text: str) -> bool:

@@ -20,6 +20,7 @@ import pytest
 import requests
 
 from serving.local.config import ModelConfig
+from serving.local.flags import parse
 from serving.local.status import RequestError
 from serving.local.versions import Loading, Versions, _fingerprint, find_versions
 from serving.up import free_port, running_server
@@ -383,3 +384,13 @@ def test_help_is_fast_and_teaches() -> None:
     for flag in (*flags, "--model_base_path", "--file_system_poll_wait_seconds", "curl"):
         assert flag in done.stdout, flag
     assert "tensorflow" not in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_a_time_between_two_looks_that_is_none_is_wrong_usage(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--file_system_poll_wait_seconds", "--model_config_file_poll_wait_seconds"):
+        with pytest.raises(SystemExit, match="2"):
+            parse(["--model_base_path=models", f"{flag}={seconds}"])
+        assert f"{seconds} is not a number of seconds, at least 0" in capsys.readouterr().err
