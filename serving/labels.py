@@ -141,7 +141,11 @@ def _replace(config: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(draft, stat.S_IMODE(target.stat().st_mode))  # the server runs as another user
+            status = target.stat()  # the server runs as another user, of the file's group perhaps
+            for owner in (-1, status.st_uid):  # the second is for root alone
+                with contextlib.suppress(OSError):
+                    os.chown(draft, owner, status.st_gid)
+            os.chmod(draft, stat.S_IMODE(status.st_mode))
             os.replace(draft, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

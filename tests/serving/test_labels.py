@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import threading
@@ -136,6 +137,15 @@ def test_the_servers_user_can_read_what_was_written(config: Path, base_path: Pat
     config.chmod(0o644)
     set_labels(config, {"stable": STABLE}, base_path)
     assert stat.S_IMODE(config.stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_servers_user_can_read_what_root_wrote_where_others_cannot(config: Path, base_path: Path) -> None:
+    config.chmod(0o640)
+    os.chown(config, 1234, 5678)
+    set_labels(config, {"stable": STABLE}, base_path)
+    status = config.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 1234, 5678)
 
 
 def test_the_command_sets_and_prints(
