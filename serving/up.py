@@ -28,7 +28,7 @@ from typing import IO
 
 from serving import onednn
 from serving.errors import ServerUnavailable
-from serving.local.flags import port
+from serving.local.flags import host, port
 
 __all__ = ["BACKENDS", "IMAGE", "choose_backend", "free_port", "main", "running_server", "server_command"]
 
@@ -355,6 +355,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rest_api_port", type=port, default=8501, metavar="PORT", help="port (default: 8501)")
     add(
         "--host",
+        type=host,
         default="127.0.0.1",
         help="address (default: 127.0.0.1, this machine; 0.0.0.0: all); not of `binary`",
     )

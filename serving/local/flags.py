@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["parse", "port"]
+__all__ = ["host", "parse", "port"]
 
 _EPILOG = """\
 The base path holds one folder per version, named by an integer, each a SavedModel:
@@ -116,7 +116,12 @@ def _add_http(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="of gRPC, which this server doesn't speak: ignored",
     )
-    add("--host", default="127.0.0.1", help="address (default: 127.0.0.1, this machine; 0.0.0.0: all)")
+    add(
+        "--host",
+        type=host,
+        default="127.0.0.1",
+        help="address (default: 127.0.0.1, this machine; 0.0.0.0: all)",
+    )
     add(
         "--rest_api_timeout_in_ms",
         type=int,
@@ -182,6 +187,13 @@ def _add_flag(add: Callable[..., argparse.Action], name: str, *, default: bool, 
 def _path(text: str) -> Path | None:
     """A file; `--flag=` takes back what came before."""
     return Path(text) if text else None
+
+
+def host(text: str) -> str:
+    """An address to listen on, for `argparse`."""
+    if not text:  # of a variable that is not set, say; the system would take it for all addresses
+        raise argparse.ArgumentTypeError("an empty text is no address; 0.0.0.0 stands for all")
+    return text
 
 
 def port(text: str) -> int:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import requests
 
 from serving import up
 from serving.errors import ServerUnavailable
+from serving.local.flags import parse
 from serving.up import IMAGE, choose_backend, free_port, main, running_server, server_command
 from tests.serving.forbidden import closed
 from tests.serving.saved_models import save_half
@@ -228,6 +230,15 @@ def test_a_number_that_is_no_port_is_wrong_usage(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         main(["--rest_api_port=99999"])
     assert "99999 is not a port, 1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, parse])
+def test_an_empty_host_does_not_open_the_server_to_all(
+    command: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command(["--model_base_path=models", "--host="])
+    assert "an empty text is no address" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_told_before_a_server_starts(
