@@ -329,7 +329,7 @@ def test_a_url_that_is_none_is_a_server_error() -> None:
         TileClient("gopher://x").status()
     for client in (TileClient, AsyncTileClient):
         with pytest.raises(ServerError, match=r"can't ask http://\[::1: "):
-            client("http://[::1", api_key="key")
+            client("http://[::1")
 
 
 def test_ordered_map_never_runs_far_ahead() -> None:
