@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from stages.errors import StageError, run_stage
 from stages.manifest import differences, read_manifest
-from stages.pairs import find_pairs, misplaced, problems_error, read_pair
+from stages.pairs import find_pairs, is_mostly_defect, misplaced, problems_error, read_pair
 from stages.params import DataLoadParams, load_params
 from stages.pins import deleted_images, read_pins
 from stages.sources import FolderSource, Source, open_source
@@ -153,7 +153,7 @@ def main() -> None:
         log.warning(
             "%d images of class %s have a defect in their mask, as %s", len(marked), GOOD_CLASS, marked[0]
         )
-    if covered := [tile.key for tile in tiles if tile.defect_pixels * 2 > tile.width * tile.height]:
+    if covered := [tile.key for tile in tiles if is_mostly_defect(tile)]:
         log.warning(
             "%d masks have more than half of the image as defect, as %s: inverted, or a copy of the image?",
             len(covered),

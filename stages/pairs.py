@@ -27,6 +27,7 @@ __all__ = [
     "Pair",
     "doubt",
     "find_pairs",
+    "is_mostly_defect",
     "misplaced",
     "plain_name",
     "problems_error",
@@ -212,11 +213,16 @@ def read_pair(files: Source, pair: Pair, threshold: int) -> tuple[Tile, bytes, b
     return tile, data, mask
 
 
+def is_mostly_defect(tile: Tile) -> bool:
+    """Whether defects cover more than half of an image, as on no tile of the archive."""
+    return tile.defect_pixels * 2 > tile.width * tile.height
+
+
 def doubt(tile: Tile) -> str | None:
-    """What is odd about the mask of an image, or None; on a real tile no defect covers half of it."""
+    """What is odd about the mask of an image, or None."""
     if (tile.class_ == GOOD_CLASS) == bool(tile.defect_pixels):
         return f"{tile.defect_pixels} defect pixels"
-    if tile.defect_pixels * 2 > tile.width * tile.height:
+    if is_mostly_defect(tile):
         share = tile.defect_pixels / (tile.width * tile.height)
         return f"{share:.0%} of it are defect pixels; an inverted mask, or a copy of the image?"
     return None
