@@ -15,7 +15,8 @@ $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name one: make setup PYTHON=python3.12")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)  # half of one is no use
 # The pip that comes with Python 3.11 takes twice as long. Each works on one core alone, so two of them share the packages.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+# What Python 3.11 has installed already is replaced before: one would warn that the other is half done with it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3 $$(grep '^setuptools==' requirements.lock)
 	@awk '{ print > "$(VENV)/.part-" NR % 6 }' requirements.lock
 	ls $(VENV)/.part-* | xargs -P 2 -n 1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on --no-compile --no-deps -r
 	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib >/dev/null || true  # templates among them are no Python
